@@ -1,0 +1,70 @@
+# Every task of this repository. Each target installs what it needs itself, on
+# Debian or Ubuntu with Rust; nothing else has to be done by hand before.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+CARGO  ?= cargo
+HOST   := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+STATIC  = target/$(HOST)/release/aufs-csi
+
+# The tests make real mounts, so their programs run as root; cargo itself does
+# not, and its files stay the caller's.
+ifneq ($(shell id -u),0)
+AS_ROOT := $(shell sudo -n true 2>/dev/null && echo 'sudo -n -E' || echo 'sudo -E')
+RUNNER  := CARGO_TARGET_$(shell echo '$(HOST)' | tr 'a-z-' 'A-Z_')_RUNNER='$(AS_ROOT)'
+endif
+
+.PHONY: help
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: try
+try: ## Build, then show a volume of two pods from beginning to end
+	scripts/setup.sh build
+	scripts/try.sh
+
+.PHONY: test
+test: lint deny ## Everything that must pass before a commit is merged (mounts, as root)
+	scripts/setup.sh test
+	@[ "$$(id -u)" = 0 ] || command -v sudo >/dev/null || \
+	    { echo 'test: the tests mount filesystems; run this as root, or install sudo' >&2; exit 77; }
+	$(RUNNER) $(CARGO) test --locked
+
+.PHONY: lint
+lint: ## Formatting, clippy and the documentation's links
+	scripts/setup.sh test
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items --features testing
+
+.PHONY: deny
+deny: ## Licences, sources and known vulnerabilities of the dependencies
+	scripts/setup.sh build
+	scripts/deny.sh
+
+.PHONY: fuzz-smoke
+fuzz-smoke: ## A fixed number of mutated inputs for every parser, on stable Rust
+	scripts/setup.sh build
+	$(CARGO) test --locked --test fuzz_smoke
+
+.PHONY: bench
+bench: ## Measure staging and mounting, beside the other programs that are installed
+	scripts/setup.sh bench
+	$(RUNNER) $(CARGO) bench --locked
+
+.PHONY: e2e-aufs
+e2e-aufs: ## The suite on real AUFS: make e2e-aufs AUFS_KERNEL=path/to/bzImage
+	scripts/setup.sh build
+	AUFS_KERNEL='$(AUFS_KERNEL)' e2e/aufs/run.sh
+
+.PHONY: release
+release: ## One static binary, in target/<triple>/release
+	scripts/setup.sh build
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked --bin aufs-csi --target $(HOST)
+	scripts/static.sh $(STATIC)
+
+.PHONY: clean
+clean: ## Remove what was built, the tools of the checks included
+	$(CARGO) clean

@@ -1,0 +1,238 @@
+//! What publishing a volume of a staged image costs beside the bare mount of
+//! the same plan, alone and among a thousand other mounts.
+//!
+//! `BENCH_MOUNTS` volumes of each kind (300); `BENCH_OTHERS` other mounts (1000);
+//! `BENCH_DIR` a directory in memory (`/dev/shm`). All mounts are made in a
+//! mount namespace of its own, which goes with the process.
+#![expect(clippy::print_stdout, reason = "it is what a benchmark is for")]
+
+mod support;
+
+use aufs_csi::host::linux::LinuxHost;
+use aufs_csi::host::{Host, MountCall};
+use aufs_csi::image::reference::Source;
+use aufs_csi::stage::StageOptions;
+use aufs_csi::union::probe::UnionRequest;
+use aufs_csi::union::{Features, MountPlan, MountStep};
+use aufs_csi::volume::{PublishRequest, VolumeOptions, Volumes};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+use support::measure::{load, percentile, seconds};
+use support::{Result, chain, image, setting};
+
+/// Layers of the image.
+const LAYERS: usize = 8;
+
+/// What a warm publish may cost: so many times the bare mount, and so much more.
+const AIM: (f64, f64) = (3.0, 300.0);
+
+fn main() -> ExitCode {
+    let inside = std::env::args()
+        .nth(1)
+        .is_some_and(|first| first == "inside");
+    let result = if inside { compare() } else { enter() };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("mounting: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs this program again in a mount namespace of its own.
+#[expect(clippy::disallowed_methods, reason = "it is this program itself")]
+fn enter() -> Result<ExitCode> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("mounting needs root".into());
+    }
+    // Made and removed out here: inside, mounts may still be in it.
+    let base = std::env::var_os("BENCH_DIR").unwrap_or_else(|| "/dev/shm".into());
+    let dir = tempfile::Builder::new()
+        .prefix("aufs-csi-bench-")
+        .tempdir_in(base)?;
+    let status = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "--"])
+        .arg(std::env::current_exe()?)
+        .arg("inside")
+        .arg(dir.path())
+        .status()?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn compare() -> Result<ExitCode> {
+    let base = PathBuf::from(std::env::args_os().nth(2).ok_or("no directory")?);
+    let count = setting("BENCH_MOUNTS", 300)?.max(1);
+    let others = setting("BENCH_OTHERS", 1000)?;
+    println!("load before: {}", load());
+    let layout = base.join("image");
+    image::many_layers(&layout, LAYERS, 50)?;
+    let source: Source = format!("oci:{}:latest", layout.display()).parse()?;
+    let volumes = Volumes::open(
+        VolumeOptions {
+            root: base.join("store"),
+            run_dir: base.join("run"),
+            rootless: false,
+            stage: StageOptions::default(),
+        },
+        Arc::new(LinuxHost),
+    )?;
+    let features = volumes.probe()?.features();
+    volumes.stage(&source, None, UnionRequest::Overlay, &())?;
+
+    println!("\noverlay of {LAYERS} layers, µs of {count} mounts in turn with as many bare ones");
+    println!(
+        "{:12} {:>8} | {:>8} {:>8} | {:>8} {:>8} | {:>6} {:>8}",
+        "", "others", "bare p50", "p99", "ours p50", "p99", "ratio", "aim"
+    );
+    let mut missed = false;
+    for number in [0, others] {
+        for place in 0..number {
+            let at = base.join(format!("other/{place}"));
+            fs::create_dir_all(&at)?;
+            let call = MountCall::Bind {
+                source: at.clone(),
+                beneath: None,
+            };
+            LinuxHost.mount(&at, &call)?;
+        }
+        for read_only in [true, false] {
+            let publishing = Publishing {
+                volumes: &volumes,
+                features: &features,
+                source: &source,
+                base: &base,
+                read_only,
+            };
+            let (bare, ours) = publishing.measure(count)?;
+            let (middle, aim) = (percentile(&ours, 50), AIM.0 * percentile(&bare, 50) + AIM.1);
+            missed |= middle > aim;
+            println!(
+                "{:12} {number:8} | {:8.0} {:8.0} | {middle:8.0} {:8.0} | {:5.2}x {aim:8.0}",
+                if read_only { "read-only" } else { "writable" },
+                percentile(&bare, 50),
+                percentile(&bare, 99),
+                percentile(&ours, 99),
+                middle / percentile(&bare, 50),
+            );
+        }
+    }
+    println!(
+        "aim, {} times the bare mount and {} µs: {}",
+        AIM.0,
+        AIM.1,
+        if missed { "missed" } else { "met" }
+    );
+    println!("load after: {}", load());
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Publishing<'a> {
+    volumes: &'a Volumes,
+    features: &'a Features,
+    source: &'a Source,
+    base: &'a Path,
+    read_only: bool,
+}
+
+impl Publishing<'_> {
+    /// Microseconds of bare mounts and of publishing, one of each in turn.
+    fn measure(&self, count: u64) -> Result<(Vec<f64>, Vec<f64>)> {
+        let plan = self.plan()?;
+        // Not measured: whatever is only slow at first.
+        for _ in 0..5 {
+            self.bare(&plan)?;
+            self.publish()?;
+        }
+        let (mut bare, mut ours) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            bare.push(self.bare(&plan)?);
+            ours.push(self.publish()?);
+        }
+        Ok((bare, ours))
+    }
+
+    fn request(&self) -> PublishRequest {
+        PublishRequest {
+            volume_id: "bench".to_owned(),
+            source: self.source.clone(),
+            source_root: None,
+            platform: None,
+            target: self.base.join("target"),
+            create_target: true,
+            read_only: self.read_only,
+            union: UnionRequest::Overlay,
+            mount_group: None,
+            attributes: BTreeMap::new(),
+        }
+    }
+
+    /// What the kernel is asked for when the volume is published.
+    fn plan(&self) -> Result<MountPlan> {
+        let request = self.request();
+        self.volumes.publish(&request, &())?;
+        let plan = self.volumes.find(&request.volume_id)?.1.plan;
+        self.volumes
+            .unpublish(&request.volume_id, &request.target)?;
+        Ok(plan)
+    }
+
+    fn publish(&self) -> Result<f64> {
+        let request = self.request();
+        let begun = Instant::now();
+        self.volumes.publish(&request, &())?;
+        let took = seconds(begun.elapsed()) * 1e6;
+        self.volumes
+            .unpublish(&request.volume_id, &request.target)?;
+        Ok(took)
+    }
+
+    /// The system calls of the plan that mount something, and nothing else.
+    fn bare(&self, plan: &MountPlan) -> Result<f64> {
+        let mut dirs = vec![plan.target.clone(), plan.staging.clone()];
+        if let Some(writable) = &plan.writable {
+            dirs.extend([writable.upper.clone(), writable.work.clone()]);
+        }
+        for dir in &dirs {
+            fs::create_dir_all(dir)?;
+        }
+        let calls: Vec<(PathBuf, MountCall)> = plan
+            .steps(self.features)?
+            .into_iter()
+            .filter_map(|step| match step {
+                MountStep::Call { at, call } => Some((at, call)),
+                MountStep::Clear { .. }
+                | MountStep::RemoveStale { .. }
+                | MountStep::VerifyUnion { .. }
+                | MountStep::VerifyBind { .. }
+                | MountStep::Release { .. } => None,
+            })
+            .collect();
+        let begun = Instant::now();
+        for (at, call) in &calls {
+            LinuxHost.mount(at, call)?;
+        }
+        let took = seconds(begun.elapsed()) * 1e6;
+        for (at, call) in calls.iter().rev() {
+            if !matches!(call, MountCall::Remount { .. } | MountCall::AddFlags { .. }) {
+                LinuxHost.unmount(at)?;
+            }
+        }
+        for dir in &dirs {
+            fs::remove_dir_all(dir)?;
+        }
+        // The volume's directory is publish's to make.
+        if let Some(volume) = plan.staging.parent() {
+            fs::remove_dir(volume)?;
+        }
+        Ok(took)
+    }
+}

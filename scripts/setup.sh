@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Installs what a make target needs beside Rust and is missing. Each line of a
+# list is a program and the Debian/Ubuntu package that has it; programs that are
+# there, from wherever, are left alone.
+#
+# usage: scripts/setup.sh build|test|bench
+set -euo pipefail
+
+readonly BUILD='
+cc              gcc
+ld              binutils
+'
+# The tests compare this program with others that read and write images, and
+# fail without them.
+readonly TEST='
+tar             tar
+gunzip          gzip
+unzstd          zstd
+umoci           umoci
+skopeo          skopeo
+getfattr        attr
+getfacl         acl
+unshare         util-linux
+'
+# Other peers are measured where they are installed.
+readonly BENCH='
+tar             tar
+gunzip          gzip
+unzstd          zstd
+umoci           umoci
+skopeo          skopeo
+'
+case "${1-}" in
+build) list=$BUILD ;;
+test) list=$BUILD$TEST ;;
+bench) list=$BUILD$BENCH ;;
+*)
+    echo "usage: scripts/setup.sh build|test|bench" >&2
+    exit 64
+    ;;
+esac
+
+if ! command -v cargo >/dev/null; then
+    echo "setup: cargo is missing; install Rust first: https://rustup.rs" >&2
+    exit 69
+fi
+
+missing=()
+packages=()
+while read -r program package; do
+    if [ -n "$program" ] && ! command -v "$program" >/dev/null &&
+        ! [ -x "/usr/sbin/$program" ]; then
+        missing+=("$program")
+        packages+=("$package")
+    fi
+done <<<"$list"
+
+# What cargo calls by these names comes with rustup's default profile, but not
+# with its minimal one.
+if [ "$1" = test ]; then
+    for component in fmt:rustfmt clippy:clippy; do
+        cargo "${component%%:*}" --version >/dev/null 2>&1 && continue
+        if command -v rustup >/dev/null; then
+            rustup component add "${component##*:}"
+        else
+            echo "setup: cargo ${component%%:*} is missing; install ${component##*:}" >&2
+            exit 69
+        fi
+    done
+fi
+
+[ "${#packages[@]}" -gt 0 ] || exit 0
+echo "setup: missing: ${missing[*]}"
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+    if sudo -n true 2>/dev/null; then
+        as_root=(sudo -n)
+    elif [ -t 0 ] && command -v sudo >/dev/null; then
+        as_root=(sudo)
+    else
+        as_root=(false)
+    fi
+fi
+if ! command -v apt-get >/dev/null || [ "${as_root[0]-}" = false ]; then
+    echo "setup: install these packages (names as in Debian), then run it again:" >&2
+    echo "  ${packages[*]}" >&2
+    exit 69
+fi
+# Not only when the installation fails: a list that is too old names files that
+# mirrors have no more.
+"${as_root[@]}" apt-get update -q </dev/null
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -q -y --no-install-recommends "${packages[@]}" </dev/null

@@ -1,0 +1,117 @@
+//! `mount`: publishing a volume with no cluster.
+
+use super::CliError;
+use super::progress::Shown;
+use super::stage::Choice;
+use crate::image::reference::Source;
+use crate::volume::{PublishRequest, Volumes};
+use clap::builder::BoolishValueParser;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Mount an image at a directory, with a writable layer of its own
+///
+/// Does what the plugin does for a pod. The target must be an existing, empty
+/// directory. The same command again changes nothing.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// The directory.
+    #[arg(value_name = "TARGET")]
+    target: PathBuf,
+    /// No writable layer: every change fails.
+    #[arg(
+        long, env = "AUFS_CSI_READ_ONLY", hide_env_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    read_only: bool,
+    /// Id of the volume, by which `diff` and `export` find it too.
+    /// [default: the target's path]
+    #[arg(
+        long,
+        env = "AUFS_CSI_VOLUME_ID",
+        hide_env_values = true,
+        value_name = "ID"
+    )]
+    volume_id: Option<String>,
+    #[command(flatten)]
+    choice: Choice,
+}
+
+pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
+    let source: Source = args.image.parse().map_err(CliError::Image)?;
+    let platform = args.choice.platform()?;
+    let target = resolve(&args.target)?;
+    let name = target.to_str().ok_or_else(|| CliError::TargetName {
+        path: target.clone(),
+    })?;
+    let volume_id = args.volume_id.clone().unwrap_or_else(|| name.to_owned());
+    // As a pod would have written it, so that the same command is known again.
+    let mut attributes = BTreeMap::from([
+        ("image".to_owned(), source.to_string()),
+        ("union".to_owned(), args.choice.union.name().to_owned()),
+    ]);
+    if let Some(platform) = &platform {
+        attributes.insert("platform".to_owned(), platform.to_string());
+    }
+    let request = PublishRequest {
+        volume_id,
+        source,
+        // The operator named it.
+        source_root: None,
+        platform,
+        target: target.clone(),
+        create_target: false,
+        read_only: args.read_only,
+        union: args.choice.union.into(),
+        mount_group: None,
+        attributes,
+    };
+    let shown = Shown::start();
+    let result = volumes.publish(&request, &shown);
+    shown.end();
+    let published = result.map_err(CliError::volume("mount at", name))?;
+    tracing::info!(
+        volume.path = name,
+        union = %published.backend,
+        manifest = published.manifest,
+        branches = published.branches,
+        existed = published.existed,
+        "mounted"
+    );
+    Ok(())
+}
+
+/// The directory as the kernel's mount table names it.
+pub(super) fn resolve(target: &Path) -> Result<PathBuf, CliError> {
+    let error = |source| CliError::Target {
+        path: target.to_owned(),
+        source,
+    };
+    let resolved = target.canonicalize().map_err(error)?;
+    if !resolved.is_dir() {
+        return Err(error(io::ErrorKind::NotADirectory.into()));
+    }
+    Ok(resolved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_directories_by_their_real_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", root.join("link")).unwrap();
+        std::fs::write(root.join("file"), "").unwrap();
+        assert_eq!(resolve(&root.join("link")).unwrap(), root.join("real"));
+        let code = |name: &str| resolve(&root.join(name)).unwrap_err().exit_code();
+        assert_eq!(code("missing"), crate::cli::exit::NO_INPUT);
+        assert_eq!(code("file"), crate::cli::exit::FAILURE);
+    }
+}

@@ -1,0 +1,141 @@
+//! `stage`: images into the store.
+
+use super::output::{self, OutputArgs};
+use super::progress::Shown;
+use super::{CliError, images};
+use crate::image::platform::Platform;
+use crate::image::reference::Source;
+use crate::layer::store::BranchId;
+use crate::union::probe::UnionRequest;
+use crate::volume::Volumes;
+use serde::Serialize;
+
+/// Verify images and unpack their layers into the store
+///
+/// Layers that the store has are not read again. A failure leaves the layers
+/// that were complete, and nothing else.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The images.
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+    #[command(flatten)]
+    choice: Choice,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// One image that is staged.
+#[derive(Debug, Serialize)]
+struct Line {
+    /// As it was asked for.
+    image: String,
+    /// Digest of its manifest.
+    manifest: String,
+    /// What it is for.
+    platform: String,
+    /// How many layers it has.
+    layers: usize,
+    /// How many of them were not in the store.
+    fetched: usize,
+    /// The branches of a volume of it, uppermost first.
+    branches: Vec<BranchId>,
+}
+
+/// Which form of an image is wanted.
+#[derive(Debug, clap::Args)]
+pub(super) struct Choice {
+    /// Platform of the image, as os/architecture[/variant]. [default: this node's]
+    #[arg(
+        long,
+        env = "AUFS_CSI_PLATFORM",
+        hide_env_values = true,
+        value_name = "PLATFORM"
+    )]
+    platform: Option<String>,
+    /// Union filesystem; auto is AUFS where it works, and overlayfs elsewhere.
+    #[arg(
+        long,
+        env = "AUFS_CSI_UNION",
+        hide_env_values = true,
+        value_enum,
+        default_value = "auto"
+    )]
+    pub(super) union: Union,
+}
+
+/// A union filesystem by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Union {
+    Auto,
+    Aufs,
+    Overlay,
+}
+
+impl Union {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Union::Auto => "auto",
+            Union::Aufs => "aufs",
+            Union::Overlay => "overlay",
+        }
+    }
+}
+
+impl From<Union> for UnionRequest {
+    fn from(union: Union) -> Self {
+        match union {
+            Union::Auto => UnionRequest::Auto,
+            Union::Aufs => UnionRequest::Aufs,
+            Union::Overlay => UnionRequest::Overlay,
+        }
+    }
+}
+
+impl Choice {
+    pub(super) fn platform(&self) -> Result<Option<Platform>, CliError> {
+        self.platform
+            .as_deref()
+            .map(str::parse)
+            .transpose()
+            .map_err(CliError::Platform)
+    }
+}
+
+pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
+    // All names are read before the first image is staged.
+    let sources: Vec<Source> = args
+        .images
+        .iter()
+        .map(|image| image.parse().map_err(CliError::Image))
+        .collect::<Result<_, _>>()?;
+    let platform = args.choice.platform()?;
+    let mut staged = Vec::with_capacity(sources.len());
+    for source in &sources {
+        let shown = Shown::start();
+        let result = volumes.stage(source, platform.as_ref(), args.choice.union.into(), &shown);
+        shown.end();
+        let image = result.map_err(CliError::volume("stage", &source.to_string()))?;
+        staged.push(Line {
+            image: source.to_string(),
+            manifest: image.image.manifest,
+            platform: image.image.platform,
+            layers: image.image.layers.len(),
+            fetched: image.fetched,
+            branches: image.form.branches,
+        });
+    }
+    let header = [
+        "MANIFEST", "PLATFORM", "LAYERS", "FETCHED", "BRANCHES", "IMAGE",
+    ];
+    output::listing(args.output.output, &staged, &header, |line| {
+        vec![
+            output::short(&line.manifest),
+            images::platform(&line.platform),
+            line.layers.to_string(),
+            line.fetched.to_string(),
+            line.branches.len().to_string(),
+            output::escaped(line.image.as_bytes()),
+        ]
+    })
+}

@@ -1,0 +1,46 @@
+//! `volumes`: the volumes of this node.
+
+use super::CliError;
+use super::output::{self, OutputArgs};
+use crate::volume::Volumes;
+use crate::volume::record::VolumeState;
+use std::os::unix::ffi::OsStrExt;
+
+/// List the volumes of this node
+///
+/// An incomplete volume is one whose mounting was interrupted; the next attempt,
+/// or the next start of the plugin, clears it away.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
+    let list = volumes
+        .list()
+        .map_err(CliError::volume("list", "volumes"))?;
+    let header = [
+        "VOLUME", "IMAGE", "UNION", "STATE", "BRANCHES", "AGE", "TARGET",
+    ];
+    output::listing(args.output.output, &list, &header, |volume| {
+        vec![
+            output::escaped(volume.volume_id.as_bytes()),
+            output::escaped(volume.image.as_bytes()),
+            volume.backend.to_string(),
+            state(volume.state, volume.read_only).to_owned(),
+            volume.branches.len().to_string(),
+            output::age(volume.created),
+            output::escaped(volume.target.as_os_str().as_bytes()),
+        ]
+    })
+}
+
+fn state(state: VolumeState, is_read_only: bool) -> &'static str {
+    match (state, is_read_only) {
+        (VolumeState::Mounted, true) => "read-only",
+        (VolumeState::Mounted, false) => "writable",
+        (VolumeState::Intended, _) => "incomplete",
+        (VolumeState::Leaving, _) => "leaving",
+    }
+}

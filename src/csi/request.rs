@@ -1,0 +1,390 @@
+//! Messages to typed requests: everything that can be wrong with a request is
+//! found here, before anything is done. Pure.
+
+use super::v1;
+use super::v1::volume_capability::AccessType;
+use super::v1::volume_capability::access_mode::Mode;
+use crate::image::reference::Source;
+use crate::union::probe::UnionRequest;
+use crate::volume::attributes::{AttributeError, Attributes};
+use crate::volume::{ErrorKind, PublishRequest};
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+/// Keys that kubelet adds to the attributes of a volume, over a user's own of
+/// the same name.
+const KUBELET_PREFIX: &str = "csi.storage.k8s.io/";
+/// The one that says that the volume is inline in a pod.
+const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+/// Longest volume id in bytes: what the specification allows any string.
+const MAX_VOLUME_ID_BYTES: usize = 128;
+/// Longest target path in bytes, the kernel's limit without the final NUL.
+const MAX_PATH_BYTES: usize = 4095;
+/// The group id that means "leave it" to chown.
+const NO_GROUP: u32 = u32::MAX;
+
+/// What the operator allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// kubelet's directory; volumes are published below it.
+    pub kubelet_root: PathBuf,
+    /// Directories below which pods may use local images.
+    pub local_images: Vec<PathBuf>,
+    /// The only union that is used, or what a pod may choose from.
+    pub union: UnionRequest,
+}
+
+/// A volume as it was asked for. Two requests for one volume are the same if
+/// these are: credentials and what kubelet adds are not part of it, for they
+/// change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The caller's id of the volume.
+    pub volume_id: String,
+    /// Where it shall appear.
+    pub target: PathBuf,
+    /// No writable layer.
+    pub read_only: bool,
+    /// Group of the volume's root directory; none for a read-only volume.
+    pub mount_group: Option<u32>,
+    /// The attributes that the pod's author wrote.
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// A volume that is not wanted any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unwanted {
+    /// The caller's id of the volume.
+    pub volume_id: String,
+    /// Where it was published.
+    pub target: PathBuf,
+}
+
+/// Why a request cannot be obeyed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// A field that must be given is not.
+    #[error("{field} is missing")]
+    Missing {
+        /// The field.
+        field: &'static str,
+    },
+    /// The volume id is too long or has control characters.
+    #[error("volume_id is longer than {MAX_VOLUME_ID_BYTES} bytes or has control characters")]
+    VolumeId,
+    /// The target is not an absolute path in its shortest form.
+    #[error(
+        "target_path must be an absolute path without ., .. and doubled slashes, of at most {MAX_PATH_BYTES} bytes"
+    )]
+    Target,
+    /// The target is not one of kubelet's.
+    #[error("target_path is not below kubelet's directory {}; --kubelet-root says where that is", root.display())]
+    TargetOutside {
+        /// kubelet's directory.
+        root: PathBuf,
+    },
+    /// The volume is wanted as a block device.
+    #[error("the volume cannot be a block device; leave csi.fsType away")]
+    Block,
+    /// A filesystem type was asked for.
+    #[error("csi.fsType cannot be chosen; leave it away")]
+    FsType,
+    /// Mount options were given.
+    #[error("mount options cannot be given")]
+    MountFlags,
+    /// The access mode is unknown or is for volumes of several nodes.
+    #[error("the access mode must be one for a single node")]
+    AccessMode,
+    /// The group is not a number that a group can have.
+    #[error("volume_mount_group must be a group id")]
+    MountGroup,
+    /// The volume is not inline in a pod, or kubelet does not say so.
+    #[error(
+        "only volumes that are inline in a pod can be published: {EPHEMERAL} is not \"true\"; the CSIDriver object needs podInfoOnMount: true and the lifecycle mode Ephemeral"
+    )]
+    NotEphemeral,
+    /// The attributes are wrong.
+    #[error("cannot use the volume's attributes")]
+    Attributes(#[source] AttributeError),
+    /// The pod names a local image and may not.
+    #[error("the operator of this node does not allow the local image {image}")]
+    LocalImage {
+        /// The image.
+        image: String,
+    },
+    /// The pod asks for a union that the operator does not use.
+    #[error("the operator of this node does not allow union: {asked}")]
+    Union {
+        /// The union.
+        asked: &'static str,
+    },
+}
+
+impl RequestError {
+    /// Its kind.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            RequestError::Missing { .. }
+            | RequestError::VolumeId
+            | RequestError::Target
+            | RequestError::TargetOutside { .. }
+            | RequestError::Block
+            | RequestError::FsType
+            | RequestError::MountFlags
+            | RequestError::AccessMode
+            | RequestError::MountGroup
+            | RequestError::NotEphemeral
+            | RequestError::Attributes(_) => ErrorKind::InvalidArgument,
+            RequestError::LocalImage { .. } => ErrorKind::PermissionDenied,
+            // As where this kernel has no AUFS: another node may be set up for it.
+            RequestError::Union { .. } => ErrorKind::FailedPrecondition,
+        }
+    }
+}
+
+/// Checks everything of a publish request but the pod's own attributes, which
+/// do not matter for a volume that is published already.
+pub fn wanted(
+    request: v1::NodePublishVolumeRequest,
+    policy: &Policy,
+) -> Result<Wanted, RequestError> {
+    let volume_id = volume_id(request.volume_id)?;
+    let target = target(&request.target_path)?;
+    if !target.starts_with(&policy.kubelet_root) || target == policy.kubelet_root {
+        return Err(RequestError::TargetOutside {
+            root: policy.kubelet_root.clone(),
+        });
+    }
+    let capability = request.volume_capability.ok_or(RequestError::Missing {
+        field: "volume_capability",
+    })?;
+    let mount = match capability.access_type {
+        None => {
+            return Err(RequestError::Missing {
+                field: "volume_capability.access_type",
+            });
+        }
+        Some(AccessType::Block(_)) => return Err(RequestError::Block),
+        Some(AccessType::Mount(mount)) => mount,
+    };
+    if !mount.fs_type.is_empty() {
+        return Err(RequestError::FsType);
+    }
+    if !mount.mount_flags.is_empty() {
+        return Err(RequestError::MountFlags);
+    }
+    let mode = capability.access_mode.ok_or(RequestError::Missing {
+        field: "volume_capability.access_mode",
+    })?;
+    let only_read = match Mode::try_from(mode.mode).unwrap_or(Mode::Unknown) {
+        Mode::SingleNodeWriter | Mode::SingleNodeSingleWriter | Mode::SingleNodeMultiWriter => {
+            false
+        }
+        Mode::SingleNodeReaderOnly => true,
+        Mode::Unknown
+        | Mode::MultiNodeReaderOnly
+        | Mode::MultiNodeSingleWriter
+        | Mode::MultiNodeMultiWriter => return Err(RequestError::AccessMode),
+    };
+    let read_only = request.readonly || only_read;
+    let mount_group = mount_group(&mount.volume_mount_group)?;
+    let mut attributes = BTreeMap::new();
+    let mut is_ephemeral = false;
+    for (key, value) in request.volume_context {
+        if key == EPHEMERAL {
+            is_ephemeral = value == "true";
+        } else if !key.starts_with(KUBELET_PREFIX) {
+            attributes.insert(key, value);
+        }
+    }
+    if !is_ephemeral {
+        return Err(RequestError::NotEphemeral);
+    }
+    Ok(Wanted {
+        volume_id,
+        target,
+        read_only,
+        // The group is there to write.
+        mount_group: mount_group.filter(|_| !read_only),
+        attributes,
+    })
+}
+
+/// Checks the pod's attributes, and what the operator allows.
+pub fn publish(wanted: &Wanted, policy: &Policy) -> Result<PublishRequest, RequestError> {
+    let attributes = Attributes::parse(&wanted.attributes, wanted.read_only)
+        .and_then(Attributes::supported)
+        .map_err(RequestError::Attributes)?;
+    let source = attributes
+        .images
+        .into_iter()
+        .next()
+        .ok_or(RequestError::Attributes(AttributeError::NoImage))?;
+    let source_root = source_root(&source, policy)?;
+    Ok(PublishRequest {
+        volume_id: wanted.volume_id.clone(),
+        source,
+        source_root,
+        platform: attributes.platform,
+        target: wanted.target.clone(),
+        // kubelet makes the directory above, and leaves this one to the plugin.
+        create_target: true,
+        read_only: wanted.read_only,
+        union: union(attributes.union, policy.union)?,
+        mount_group: wanted.mount_group,
+        attributes: wanted.attributes.clone(),
+    })
+}
+
+/// Checks an unpublish request. The target may be anywhere: where the operator
+/// has moved kubelet's directory, the volumes of before must still go away, and
+/// only what a record of ours names is touched.
+pub fn unwanted(request: v1::NodeUnpublishVolumeRequest) -> Result<Unwanted, RequestError> {
+    Ok(Unwanted {
+        volume_id: volume_id(request.volume_id)?,
+        target: target(&request.target_path)?,
+    })
+}
+
+fn volume_id(id: String) -> Result<String, RequestError> {
+    if id.is_empty() {
+        return Err(RequestError::Missing { field: "volume_id" });
+    }
+    // Also keeps log lines whole.
+    if id.len() > MAX_VOLUME_ID_BYTES || id.chars().any(char::is_control) {
+        return Err(RequestError::VolumeId);
+    }
+    Ok(id)
+}
+
+fn target(path: &str) -> Result<PathBuf, RequestError> {
+    if path.is_empty() {
+        return Err(RequestError::Missing {
+            field: "target_path",
+        });
+    }
+    if path.len() > MAX_PATH_BYTES || path.chars().any(char::is_control) || !is_shortest(path) {
+        return Err(RequestError::Target);
+    }
+    Ok(PathBuf::from(path))
+}
+
+/// Whether a path is absolute and nothing in it could be left away.
+fn is_shortest(path: &str) -> bool {
+    match path.strip_prefix('/') {
+        Some(rest) => rest
+            .split('/')
+            .all(|part| !part.is_empty() && part != "." && part != ".."),
+        None => false,
+    }
+}
+
+fn mount_group(text: &str) -> Result<Option<u32>, RequestError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    // The parser alone would also take a plus sign.
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(group) if is_number && group != NO_GROUP => Ok(Some(group)),
+        _ => Err(RequestError::MountGroup),
+    }
+}
+
+/// The directory that a local source must stay in. That the path's text is below
+/// it is not enough, for it may hold symbolic links: whoever opens the source
+/// resolves it beneath this directory.
+fn source_root(source: &Source, policy: &Policy) -> Result<Option<PathBuf>, RequestError> {
+    let Some(path) = source.path() else {
+        return Ok(None);
+    };
+    let climbs = |path: &Path| {
+        path.components()
+            .any(|component| component == Component::ParentDir)
+    };
+    policy
+        .local_images
+        .iter()
+        .find(|root| path.starts_with(root) && !climbs(path))
+        .map(|root| Some(root.clone()))
+        // The allowed directories are the operator's affair, so they are not listed.
+        .ok_or_else(|| RequestError::LocalImage {
+            image: source.to_string(),
+        })
+}
+
+/// What a pod asks for within what the operator allows.
+fn union(asked: UnionRequest, allowed: UnionRequest) -> Result<UnionRequest, RequestError> {
+    match (asked, allowed) {
+        (UnionRequest::Auto, allowed) => Ok(allowed),
+        (asked, UnionRequest::Auto) => Ok(asked),
+        (UnionRequest::Aufs, UnionRequest::Aufs) => Ok(UnionRequest::Aufs),
+        (UnionRequest::Overlay, UnionRequest::Overlay) => Ok(UnionRequest::Overlay),
+        (UnionRequest::Aufs, UnionRequest::Overlay) => Err(RequestError::Union { asked: "aufs" }),
+        (UnionRequest::Overlay, UnionRequest::Aufs) => {
+            Err(RequestError::Union { asked: "overlay" })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy() -> Policy {
+        Policy {
+            kubelet_root: PathBuf::from("/var/lib/kubelet"),
+            local_images: vec![PathBuf::from("/images"), PathBuf::from("/srv/oci")],
+            union: UnionRequest::Auto,
+        }
+    }
+
+    #[test]
+    fn local_images_are_confined_to_a_listed_directory() {
+        for (image, root) in [
+            ("oci:/images/app:1", Some("/images")),
+            ("oci:/images", Some("/images")),
+            ("oci-archive:/srv/oci/app.tar", Some("/srv/oci")),
+            ("docker-archive:/srv/oci/app.tar", Some("/srv/oci")),
+            ("oci:/images2/app", None),
+            ("oci:/images/../etc", None),
+            ("oci:images/app", None),
+            ("oci:/srv/app", None),
+            ("oci:/", None),
+        ] {
+            let source: Source = image.parse().unwrap();
+            let found = source_root(&source, &policy()).ok().flatten();
+            assert_eq!(found.as_deref(), root.map(Path::new), "{image}");
+        }
+        let registry: Source = "registry.example/app:1".parse().unwrap();
+        assert_eq!(source_root(&registry, &policy()), Ok(None));
+    }
+
+    #[test]
+    fn a_pod_chooses_a_union_only_within_what_the_operator_allows() {
+        use UnionRequest::{Aufs, Auto, Overlay};
+        for (asked, allowed, used) in [
+            (Auto, Auto, Some(Auto)),
+            (Aufs, Auto, Some(Aufs)),
+            (Overlay, Auto, Some(Overlay)),
+            (Auto, Aufs, Some(Aufs)),
+            (Aufs, Aufs, Some(Aufs)),
+            (Overlay, Aufs, None),
+            (Auto, Overlay, Some(Overlay)),
+            (Aufs, Overlay, None),
+            (Overlay, Overlay, Some(Overlay)),
+        ] {
+            assert_eq!(union(asked, allowed).ok(), used, "{asked:?} of {allowed:?}");
+        }
+    }
+
+    #[test]
+    fn secrets_and_attributes_are_not_shown_in_debug_output() {
+        let request = v1::NodePublishVolumeRequest {
+            secrets: [("k".to_owned(), "hunter2".to_owned())].into(),
+            volume_context: [("t".to_owned(), "hunter2".to_owned())].into(),
+            ..Default::default()
+        };
+        assert!(!format!("{request:?}").contains("hunter2"));
+    }
+}

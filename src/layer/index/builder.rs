@@ -1,0 +1,686 @@
+//! Writing an index: an external merge sort, so that memory is bounded by the
+//! sort buffer, then one pass that settles what a layer says twice.
+
+use super::codec::{decode, decode_key, encode};
+use super::reader::{LENGTH, MAGIC};
+use super::{Index, Node, Record, Summary, compare, is_below};
+use crate::layer::RecordSink;
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+
+/// Bytes sorted in memory at a time.
+const RUN: usize = 1 << 20;
+/// Bytes read at a time from each run while merging.
+const MERGE_BLOCK: usize = 8 << 10;
+
+/// Collects the records of one layer and sorts them into an [`Index`].
+#[derive(Debug)]
+pub struct Builder {
+    run: Vec<u8>,
+    /// Start and length of each record in `run`.
+    entries: Vec<(u32, u32)>,
+    spill: File,
+    spilled: u64,
+    /// Where each sorted run lies in `spill`.
+    runs: Vec<(u64, u64)>,
+    limit: usize,
+}
+
+impl RecordSink for Builder {
+    fn record(&mut self, record: &Record) -> io::Result<()> {
+        self.push(record)
+    }
+}
+
+impl Builder {
+    /// A builder that spills to `spill`, an empty file that nobody else uses
+    /// (best without a name, so that a kill leaves nothing).
+    pub fn new(spill: File) -> Self {
+        Self::with_run_size(spill, RUN)
+    }
+
+    fn with_run_size(spill: File, limit: usize) -> Self {
+        Builder {
+            run: Vec::new(),
+            entries: Vec::new(),
+            spill,
+            spilled: 0,
+            runs: Vec::new(),
+            limit,
+        }
+    }
+
+    /// Takes one statement.
+    pub fn push(&mut self, record: &Record) -> io::Result<()> {
+        let start = self.run.len();
+        encode(record, &mut self.run);
+        self.entries
+            .push((start as u32, (self.run.len() - start) as u32));
+        if self.run.len() >= self.limit {
+            self.spill_run()?;
+        }
+        Ok(())
+    }
+
+    fn spill_run(&mut self) -> io::Result<()> {
+        self.sort_run();
+        let start = self.spilled;
+        let mut out = BufWriter::with_capacity(64 << 10, &self.spill);
+        for &(at, length) in &self.entries {
+            out.write_all(&length.to_le_bytes())?;
+            out.write_all(&self.run[at as usize..(at + length) as usize])?;
+            self.spilled += u64::from(length) + LENGTH as u64;
+        }
+        out.flush()?;
+        drop(out);
+        self.runs.push((start, self.spilled));
+        self.run.clear();
+        self.entries.clear();
+        Ok(())
+    }
+
+    /// By path, then by place in the archive.
+    fn sort_run(&mut self) {
+        let run = &self.run;
+        let key = |&(at, length): &(u32, u32)| {
+            decode_key(&run[at as usize..(at + length) as usize]).unwrap_or_default()
+        };
+        self.entries.sort_by(|a, b| {
+            let (a, b) = (key(a), key(b));
+            compare(a.0, b.0).then(a.1.cmp(&b.1))
+        });
+    }
+
+    /// Sorts and settles everything, writes the index to `out` (empty, open for
+    /// reading and writing) and opens it.
+    pub fn finish(mut self, out: File) -> io::Result<Index> {
+        let mut settler = Settler::new(Output::new(out)?);
+        if self.runs.is_empty() {
+            self.sort_run();
+            for &(at, length) in &self.entries {
+                settler.take(decode(&self.run[at as usize..(at + length) as usize])?)?;
+            }
+        } else {
+            if !self.entries.is_empty() {
+                self.spill_run()?;
+            }
+            self.run = Vec::new();
+            self.entries = Vec::new();
+            merge(&self.spill, &self.runs, &mut settler)?;
+        }
+        settler.finish()
+    }
+}
+
+/// One sorted run while merging.
+struct Run<'a> {
+    spill: &'a File,
+    next: u64,
+    end: u64,
+    block: Vec<u8>,
+    at: usize,
+}
+
+impl Run<'_> {
+    fn take(&mut self, length: usize, out: &mut Vec<u8>) -> io::Result<()> {
+        out.clear();
+        while out.len() < length {
+            if self.at == self.block.len() {
+                let size = (self.end - self.next).min(MERGE_BLOCK as u64) as usize;
+                self.block.resize(size, 0);
+                self.spill.read_exact_at(&mut self.block, self.next)?;
+                self.next += size as u64;
+                self.at = 0;
+            }
+            let part = (length - out.len()).min(self.block.len() - self.at);
+            if part == 0 {
+                return Err(super::codec::corrupt("run ends inside a record"));
+            }
+            out.extend_from_slice(&self.block[self.at..self.at + part]);
+            self.at += part;
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, scratch: &mut Vec<u8>) -> io::Result<Option<Record>> {
+        if self.next == self.end && self.at == self.block.len() {
+            return Ok(None);
+        }
+        self.take(LENGTH, scratch)?;
+        let mut length = [0; LENGTH];
+        length.copy_from_slice(scratch);
+        self.take(u32::from_le_bytes(length) as usize, scratch)?;
+        decode(scratch).map(Some)
+    }
+}
+
+/// Head of a run in the heap.
+struct Head {
+    record: Record,
+    run: usize,
+}
+
+impl PartialEq for Head {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Head {}
+impl PartialOrd for Head {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Head {
+    fn cmp(&self, other: &Self) -> Ordering {
+        compare(&self.record.path, &other.record.path)
+            .then(self.record.seq.cmp(&other.record.seq))
+            .then(self.run.cmp(&other.run))
+    }
+}
+
+fn merge(spill: &File, runs: &[(u64, u64)], settler: &mut Settler) -> io::Result<()> {
+    let mut scratch = Vec::new();
+    let mut sources: Vec<Run<'_>> = runs
+        .iter()
+        .map(|&(start, end)| Run {
+            spill,
+            next: start,
+            end,
+            block: Vec::new(),
+            at: 0,
+        })
+        .collect();
+    let mut heap = BinaryHeap::new();
+    for (run, source) in sources.iter_mut().enumerate() {
+        if let Some(record) = source.record(&mut scratch)? {
+            heap.push(Reverse(Head { record, run }));
+        }
+    }
+    while let Some(Reverse(Head { record, run })) = heap.pop() {
+        settler.take(record)?;
+        if let Some(record) = sources[run].record(&mut scratch)? {
+            heap.push(Reverse(Head { record, run }));
+        }
+    }
+    Ok(())
+}
+
+/// Settles what a layer says several times about one path, as extraction in the
+/// order of the archive would: the last entry wins, and a non-directory takes
+/// with it whatever came earlier beneath its name. Markers are not taken along,
+/// for they speak of the layers below, wherever they stand.
+struct Settler {
+    out: Output,
+    /// Directories around the current path, with the `seq` of the last
+    /// non-directory that stood in their place (or in that of one above).
+    stack: Vec<(Vec<u8>, u64)>,
+    current: Option<Record>,
+    /// As in `stack`, for the current path itself.
+    killed: u64,
+}
+
+impl Settler {
+    fn new(out: Output) -> Self {
+        Settler {
+            out,
+            stack: Vec::new(),
+            current: None,
+            killed: 0,
+        }
+    }
+
+    fn take(&mut self, record: Record) -> io::Result<()> {
+        if self
+            .current
+            .as_ref()
+            .is_none_or(|current| current.path != record.path)
+        {
+            self.flush()?;
+            while let Some((dir, _)) = self.stack.last() {
+                if is_below(&record.path, dir) {
+                    break;
+                }
+                self.stack.pop();
+            }
+            self.killed = self.stack.last().map_or(0, |(_, killed)| *killed);
+            self.current = Some(Record {
+                path: record.path.clone(),
+                ..Record::default()
+            });
+        }
+        let Some(current) = self.current.as_mut() else {
+            return Ok(());
+        };
+        current.whiteout |= record.whiteout;
+        current.opaque |= record.opaque;
+        current.displaced |= record.displaced;
+        current.beneath_link |= record.beneath_link;
+        if !record.lost_link.is_empty() {
+            current.lost_link = record.lost_link;
+        }
+        if record.cleared > 0 {
+            current.cleared = current.cleared.max(record.cleared);
+            self.killed = self.killed.max(record.cleared);
+            if current.seq < record.cleared {
+                replace(current, None);
+            }
+        }
+        let Some(node) = record.node else {
+            if current.node.is_none() {
+                current.seq = current.seq.max(record.seq);
+            }
+            return Ok(());
+        };
+        if record.seq < self.killed {
+            current.displaced |= node == Node::Implied;
+            if let Node::ForeignLink { target } = node {
+                current.lost_link = target;
+            }
+            return Ok(());
+        }
+        let node = match (node, &current.node) {
+            // Implied again: it is there already.
+            (Node::Implied, Some(Node::Directory { .. })) => return Ok(()),
+            (Node::Directory { attrs, .. }, Some(Node::Implied)) if current.seq < record.seq => {
+                Node::Directory { attrs, late: true }
+            }
+            // A further entry of a directory that began as an implied one.
+            (Node::Directory { attrs, .. }, Some(Node::Directory { late: true, .. })) => {
+                Node::Directory { attrs, late: true }
+            }
+            (node, _) => node,
+        };
+        match (&current.node, &node) {
+            // The unpacker goes through this layer's own links, so this one came
+            // here by way of a link of the layers below.
+            (Some(Node::Symlink { .. }), Node::Implied) => {
+                current.beneath_link = true;
+            }
+            (Some(Node::Implied | Node::Directory { late: true, .. }), node) if !node.is_dir() => {
+                current.displaced = true;
+            }
+            _ => {}
+        }
+        if node.is_dir() {
+            // Something else stood here before: what the layers below have went
+            // with it, and this directory begins empty.
+            if current.node.as_ref().is_some_and(|node| !node.is_dir()) {
+                current.whiteout = true;
+                current.cleared = current.cleared.max(current.seq);
+            }
+        } else {
+            self.killed = self.killed.max(record.seq);
+        }
+        replace(current, Some(node));
+        current.seq = record.seq;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let Some(record) = self.current.take() else {
+            return Ok(());
+        };
+        self.stack.push((record.path.clone(), self.killed));
+        let lost = record.displaced || !record.lost_link.is_empty();
+        if record.node.is_some() || record.whiteout || record.opaque || lost {
+            self.out.write(&record)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<Index> {
+        self.flush()?;
+        self.out.finish()
+    }
+}
+
+/// Puts `node` in the place of what the record has, and keeps where that led,
+/// if it is a hard link that nothing else tells of.
+fn replace(record: &mut Record, node: Option<Node>) {
+    if let Some(Node::ForeignLink { target }) = std::mem::replace(&mut record.node, node) {
+        let same =
+            matches!(&record.node, Some(Node::ForeignLink { target: now }) if *now == target);
+        if !same {
+            record.lost_link = target;
+        }
+    }
+}
+
+/// Writes settled records, and behind them the table of their offsets.
+struct Output {
+    out: BufWriter<File>,
+    position: u64,
+    table: OffsetTable,
+    scratch: Vec<u8>,
+    summary: Summary,
+}
+
+impl Output {
+    fn new(file: File) -> io::Result<Self> {
+        let mut out = BufWriter::with_capacity(64 << 10, file);
+        out.write_all(MAGIC)?;
+        Ok(Output {
+            out,
+            position: MAGIC.len() as u64,
+            table: OffsetTable::default(),
+            scratch: Vec::new(),
+            summary: Summary::default(),
+        })
+    }
+
+    fn write(&mut self, record: &Record) -> io::Result<()> {
+        self.count(record);
+        self.scratch.clear();
+        encode(record, &mut self.scratch);
+        self.table.push(self.position);
+        self.out
+            .write_all(&(self.scratch.len() as u32).to_le_bytes())?;
+        self.out.write_all(&self.scratch)?;
+        self.position += (LENGTH + self.scratch.len()) as u64;
+        Ok(())
+    }
+
+    fn count(&mut self, record: &Record) {
+        let summary = &mut self.summary;
+        summary.records += 1;
+        summary.whiteouts += u64::from(record.whiteout);
+        summary.opaques += u64::from(record.opaque);
+        summary.nodes += u64::from(record.node.is_some());
+        let lost = !record.lost_link.is_empty();
+        summary.doubtful += u64::from(record.displaced || record.beneath_link || lost);
+        if super::name(&record.path).len() > super::AUFS_NAME_MAX {
+            summary.long_names += 1;
+        }
+        match &record.node {
+            Some(Node::Implied) => summary.implied += 1,
+            Some(Node::Directory { late: true, .. }) => summary.late += 1,
+            Some(Node::ForeignLink { .. }) => summary.foreign_links += 1,
+            Some(Node::Symlink { .. }) => summary.symlinks += 1,
+            Some(Node::File { size, .. }) => summary.bytes = summary.bytes.saturating_add(*size),
+            Some(Node::Special {
+                kind: super::SpecialKind::Char,
+                device: (0, 0),
+                ..
+            }) => summary.null_devices += 1,
+            Some(Node::Special { .. } | Node::Directory { .. }) | None => {}
+        }
+    }
+
+    fn finish(mut self) -> io::Result<Index> {
+        let table = self.position;
+        self.table.write(&mut self.out)?;
+        let summary = serde_json::to_vec(&self.summary)?;
+        self.out.write_all(&summary)?;
+        for number in [self.table.count, table, summary.len() as u64] {
+            self.out.write_all(&number.to_le_bytes())?;
+        }
+        let mut file = self
+            .out
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?;
+        file.seek(SeekFrom::Start(0))?;
+        Index::open(file)
+    }
+}
+
+/// Offsets of records, as the lengths between them: two bytes or so a record
+/// instead of eight, which keeps a million of them in two megabytes.
+#[derive(Default)]
+struct OffsetTable {
+    deltas: Vec<u8>,
+    last: u64,
+    count: u64,
+}
+
+impl OffsetTable {
+    fn push(&mut self, offset: u64) {
+        super::codec::put_u64(&mut self.deltas, offset - self.last);
+        self.last = offset;
+        self.count += 1;
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let mut input = self.deltas.as_slice();
+        let mut offset = 0;
+        for _ in 0..self.count {
+            offset += super::codec::get_u64(&mut input)?;
+            out.write_all(&offset.to_le_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Attrs, join, name, parent};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn index(records: &[Record], run: usize) -> Index {
+        let mut builder = Builder::with_run_size(tempfile::tempfile().unwrap(), run);
+        for record in records {
+            builder.push(record).unwrap();
+        }
+        builder.finish(tempfile::tempfile().unwrap()).unwrap()
+    }
+
+    fn all(index: &Index) -> Vec<Record> {
+        let mut cursor = index.cursor();
+        let mut records = Vec::new();
+        while let Some(record) = cursor.next_record().unwrap() {
+            records.push(record);
+        }
+        records
+    }
+
+    fn node(path: &str, seq: u64, node: Node) -> Record {
+        Record {
+            path: path.into(),
+            seq,
+            node: Some(node),
+            ..Record::default()
+        }
+    }
+
+    fn file(inode: u64) -> Node {
+        Node::File {
+            attrs: Attrs::default(),
+            size: 1,
+            inode,
+        }
+    }
+
+    fn directory() -> Node {
+        Node::Directory {
+            attrs: Attrs::implied(),
+            late: false,
+        }
+    }
+
+    fn paths(records: &[Record]) -> Vec<String> {
+        records
+            .iter()
+            .map(|record| String::from_utf8_lossy(&record.path).into_owned())
+            .collect()
+    }
+
+    #[test]
+    fn a_subtree_lies_directly_behind_its_directory() {
+        let records: Vec<Record> = ["a", "a!", "a/b", "a-b", "a/b/c", "", "b", "a/!"]
+            .iter()
+            .enumerate()
+            .map(|(seq, path)| node(path, seq as u64, directory()))
+            .collect();
+        let index = index(&records, RUN);
+        assert_eq!(
+            paths(&all(&index)),
+            ["", "a", "a/!", "a/b", "a/b/c", "a!", "a-b", "b"]
+        );
+        let mut cursor = index.cursor();
+        while let Some(record) = cursor.next_record().unwrap() {
+            if record.path == b"a" {
+                cursor.skip_below(b"a").unwrap();
+                break;
+            }
+        }
+        assert_eq!(cursor.next_record().unwrap().unwrap().path, b"a!");
+    }
+
+    #[test]
+    fn a_directory_after_something_else_hides_what_is_below() {
+        let records = [node("d", 1, file(1)), node("d", 2, directory())];
+        let found = all(&index(&records, RUN));
+        assert!(found[0].whiteout);
+        let found = all(&index(&[node("d", 2, directory())], RUN));
+        assert!(!found[0].whiteout);
+    }
+
+    #[test]
+    fn the_last_entry_wins_and_takes_earlier_children_with_it() {
+        let records = [
+            node("d", 1, directory()),
+            node("d/old", 2, file(2)),
+            node("d", 3, file(3)),
+            node("d", 4, Node::Implied),
+            node("d/new", 5, file(5)),
+        ];
+        let found = all(&index(&records, RUN));
+        assert_eq!(paths(&found), ["d", "d/new"]);
+        assert_eq!(found[0].node, Some(Node::Implied));
+    }
+
+    #[test]
+    fn markers_survive_what_replaces_their_directory() {
+        let mut whiteout = Record {
+            path: b"d/x".to_vec(),
+            seq: 1,
+            whiteout: true,
+            ..Record::default()
+        };
+        let records = [whiteout.clone(), node("d", 2, file(2))];
+        let found = all(&index(&records, RUN));
+        whiteout.seq = 1;
+        assert_eq!(found[1], whiteout);
+    }
+
+    #[test]
+    fn a_directory_whose_entry_comes_after_its_content_is_late() {
+        let records = [
+            node("d", 1, Node::Implied),
+            node("d/x", 2, file(2)),
+            node("d", 3, directory()),
+        ];
+        let index = index(&records, RUN);
+        assert_eq!(index.summary().late, 1);
+        assert_eq!(all(&index)[0].seq, 3);
+    }
+
+    #[test]
+    fn bytes_that_are_no_index_are_refused() {
+        for bytes in [&b""[..], b"short", &[0u8; 100]] {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(bytes).unwrap();
+            let error = Index::open(file).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+    }
+
+    #[test]
+    fn names_split_and_join() {
+        assert_eq!(join(parent(b"a/b"), name(b"a/b")), b"a/b");
+        assert_eq!(join(parent(b"a"), name(b"a")), b"a");
+        assert_eq!(join(b"", b"x"), b"x");
+    }
+
+    fn any_record() -> impl Strategy<Value = Record> {
+        let path = proptest::collection::vec(0..4u8, 0..4).prop_map(|parts| {
+            let parts: Vec<String> = parts
+                .iter()
+                .map(|part| ["a", "b", "a!", "~"][*part as usize].into())
+                .collect();
+            parts.join("/").into_bytes()
+        });
+        let attrs = (
+            any::<u32>(),
+            any::<u32>(),
+            any::<i64>(),
+            0..1_000_000_000u32,
+        )
+            .prop_map(|(mode, uid, seconds, nanos)| Attrs {
+                mode,
+                uid,
+                gid: uid ^ 1,
+                mtime: crate::layer::archive::Timestamp { seconds, nanos },
+                xattrs: vec![(b"user.x".to_vec(), vec![mode as u8; (uid % 300) as usize])],
+            });
+        let kind = (attrs, 0..7u8, any::<u64>()).prop_map(|(attrs, kind, number)| match kind {
+            0 => None,
+            1 => Some(Node::Directory { attrs, late: false }),
+            2 => Some(Node::Implied),
+            3 => Some(Node::File {
+                attrs,
+                size: number,
+                inode: number / 2,
+            }),
+            4 => Some(Node::Symlink {
+                attrs,
+                target: b"../x".to_vec(),
+                inode: 7,
+            }),
+            5 => Some(Node::Special {
+                attrs,
+                kind: super::super::SpecialKind::Char,
+                device: (1, 3),
+                inode: 9,
+            }),
+            _ => Some(Node::ForeignLink {
+                target: b"t".to_vec(),
+            }),
+        });
+        (path, kind, any::<bool>(), any::<bool>()).prop_map(|(path, node, whiteout, opaque)| {
+            Record {
+                path,
+                seq: 0,
+                node,
+                whiteout,
+                opaque,
+                displaced: whiteout,
+                beneath_link: opaque,
+                cleared: 0,
+                lost_link: Vec::new(),
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn sorting_on_disk_equals_sorting_in_memory(mut records in proptest::collection::vec(any_record(), 0..200)) {
+            for (seq, record) in records.iter_mut().enumerate() {
+                record.seq = seq as u64 + 1;
+                record.opaque &= record.node.is_none();
+            }
+            let small = index(&records, 512);
+            let large = index(&records, RUN);
+            prop_assert_eq!(all(&small), all(&large));
+            prop_assert_eq!(small.summary(), large.summary());
+            for record in all(&small) {
+                prop_assert_eq!(small.get(&record.path).unwrap(), Some(record));
+            }
+            prop_assert_eq!(small.get(b"not/there").unwrap(), None);
+        }
+
+        #[test]
+        fn a_record_survives_its_encoding(record in any_record()) {
+            let mut bytes = Vec::new();
+            encode(&record, &mut bytes);
+            prop_assert_eq!(decode(&bytes).unwrap(), record);
+            for cut in 0..bytes.len() {
+                prop_assert!(decode(&bytes[..cut]).is_err());
+            }
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Layered ephemeral volumes for Kubernetes pods: the layers of an OCI image
+//! are staged once per node as read-only branches, and every volume is a union
+//! mount of them (AUFS, or overlayfs where the kernel has none) with a thin
+//! writable layer on top.
+//!
+//! Modules in reading order. Dependencies point one way:
+//! `main → cli, csi → volume → {layer, union, image} → host`.
+
+pub mod chain;
+pub mod cli;
+pub mod config;
+pub mod csi;
+pub mod host;
+pub mod image;
+pub mod layer;
+pub mod stage;
+pub mod telemetry;
+pub mod union;
+pub mod volume;

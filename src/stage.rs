@@ -1,0 +1,425 @@
+//! Staging: from an image's source to branches in the store.
+//!
+//! All layers that the store lacks are fetched and unpacked in parallel, each
+//! alone; then the stack is sealed, the edits are made, and each branch is
+//! committed by rename, lowest first. A layer that is in the store in another
+//! form is copied from there instead of being fetched again.
+
+mod branch;
+mod error;
+mod progress;
+mod sink;
+
+pub use error::StageError;
+pub use progress::{Phase, Progress};
+pub use sink::TakeError;
+
+use crate::image::platform::PlatformChoice;
+use crate::image::{Image, ImageSource, LayerDescriptor};
+use crate::layer::decompress::Compression;
+use crate::layer::index::{Attrs, Index};
+use crate::layer::ingest::{self, LayerJob, StageTimes};
+use crate::layer::limits::Limits;
+use crate::layer::seal::{self, Format, Sealed};
+use crate::layer::store::{
+    BranchId, BranchRecord, ImageRecord, Ingest, LayerEntry, ReferenceRecord, SealedForm, Store,
+};
+use crate::layer::tree::Ownership;
+use branch::{branch_key, flat_key};
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// How layers are staged.
+#[derive(Debug, Clone, Default)]
+pub struct StageOptions {
+    /// Bounds of each layer.
+    pub limits: Limits,
+    /// Layers at work at the same time; none for what suits the machine.
+    pub workers: Option<usize>,
+    /// Ends what is being staged, when it is set, at the next chunk of each layer.
+    pub cancel: Arc<AtomicBool>,
+}
+
+/// An image that is in the store, for one format.
+#[derive(Debug, Clone)]
+pub struct StagedImage {
+    /// The image.
+    pub image: ImageRecord,
+    /// Its branches in that format.
+    pub form: SealedForm,
+    /// Layers that were fetched now, out of all.
+    pub fetched: usize,
+    /// Where the time of each of them went, the lowest layer first.
+    pub times: Vec<StageTimes>,
+    /// What waiting for the disk took, by the clock on the wall; nothing where
+    /// that was not asked for, or all was there already.
+    pub flush: Duration,
+}
+
+/// Stages images into a store.
+#[derive(Debug)]
+pub struct Stager<'a> {
+    /// The store; the caller may hold its shared lock.
+    pub store: &'a Store,
+    /// How.
+    pub options: StageOptions,
+    /// Whose the files are to be.
+    pub ownership: Ownership,
+    /// Branches of one image at most; more are made one, from the lowest up.
+    pub max_branches: usize,
+}
+
+/// A layer's place in the store or in the work directory.
+enum Place {
+    /// Unpacked just now.
+    Fresh(Unpacked),
+    /// In the store, as this branch.
+    Stored(BranchRecord),
+}
+
+/// A layer that was unpacked into the work directory, not sealed yet.
+struct Unpacked {
+    tree: PathBuf,
+    index: PathBuf,
+    tar_bytes: u64,
+    times: StageTimes,
+}
+
+impl Stager<'_> {
+    /// Makes `image` ready for unions of `format`.
+    pub fn stage(
+        &self,
+        source: &dyn ImageSource,
+        name: &str,
+        platform: &PlatformChoice,
+        format: Format,
+        progress: &dyn Progress,
+    ) -> Result<StagedImage, StageError> {
+        let image = source.image(platform).map_err(StageError::Source)?;
+        let manifest = image.manifest_digest.to_string();
+        let _shared = self.store.lock_shared().map_err(StageError::Store)?;
+        let known = self.store.image(&manifest).map_err(StageError::Store)?;
+        if let Some(record) = &known
+            && let Some(form) = record.sealed.get(format.name())
+            && self.is_usable(form)?
+        {
+            self.note(name, platform, &manifest)?;
+            return Ok(StagedImage {
+                form: form.clone(),
+                image: record.clone(),
+                fetched: 0,
+                times: Vec::new(),
+                flush: Duration::ZERO,
+            });
+        }
+        let (form, times) = self.build(source, &image, format, progress)?;
+        let mut record = known.unwrap_or_else(|| new_record(&image));
+        record.sealed.insert(format.name().to_owned(), form.clone());
+        self.store
+            .put_image(&record, false)
+            .map_err(StageError::Store)?;
+        self.note(name, platform, &manifest)?;
+        Ok(StagedImage {
+            image: record,
+            form,
+            fetched: times.len(),
+            times,
+            flush: Duration::ZERO,
+        })
+    }
+
+    fn is_usable(&self, form: &SealedForm) -> Result<bool, StageError> {
+        if form.branches.len() > self.max_branches {
+            return Ok(false);
+        }
+        for id in &form.branches {
+            if self.store.branch(id).map_err(StageError::Store)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn note(
+        &self,
+        name: &str,
+        platform: &PlatformChoice,
+        manifest: &str,
+    ) -> Result<(), StageError> {
+        let platform = platform.to_string();
+        let known = self
+            .store
+            .reference(name, &platform)
+            .map_err(StageError::Store)?;
+        if known.is_some_and(|known| known.manifest == manifest) {
+            return Ok(());
+        }
+        self.store
+            .put_reference(&ReferenceRecord {
+                name: name.to_owned(),
+                platform,
+                manifest: manifest.to_owned(),
+                resolved: crate::layer::store::now(),
+            })
+            .map_err(StageError::Store)
+    }
+
+    /// Fetches, seals and commits what is missing.
+    fn build(
+        &self,
+        source: &dyn ImageSource,
+        image: &Image,
+        format: Format,
+        progress: &dyn Progress,
+    ) -> Result<(SealedForm, Vec<StageTimes>), StageError> {
+        let work = Ingest::begin(self.store).map_err(StageError::Store)?;
+        let mut stored: HashMap<String, BranchRecord> = HashMap::new();
+        for branch in self.store.branches().map_err(StageError::Store)? {
+            if let Some(diff_id) = branch.diff_id.clone() {
+                // Any form has the index; one that was only added to can be copied.
+                let entry = stored.entry(diff_id).or_insert_with(|| branch.clone());
+                if branch.additive {
+                    *entry = branch;
+                }
+            }
+        }
+        let mut missing = Vec::new();
+        for (number, layer) in image.layers.iter().enumerate() {
+            let diff_id = layer.diff_id.to_string();
+            let again = image.layers[..number]
+                .iter()
+                .any(|other| other.diff_id == layer.diff_id);
+            if !stored.contains_key(&diff_id) && !again {
+                missing.push(number);
+            }
+        }
+        let mut places: HashMap<String, Place> = stored
+            .into_iter()
+            .map(|(diff_id, branch)| (diff_id, Place::Stored(branch)))
+            .collect();
+        let mut times = Vec::with_capacity(missing.len());
+        for (number, unpacked) in self.fetch(source, image, &missing, &work, progress)? {
+            times.push(unpacked.times);
+            places.insert(
+                image.layers[number].diff_id.to_string(),
+                Place::Fresh(unpacked),
+            );
+        }
+
+        let mut indexes = Vec::with_capacity(image.layers.len());
+        for layer in &image.layers {
+            indexes.push(self.index_of(&places, layer)?);
+        }
+        progress.phase(Phase::Sealing);
+        let sealed = seal::seal(&indexes, format, &|| work.scratch()).map_err(StageError::Seal)?;
+
+        let mut ids: Vec<BranchId> = Vec::with_capacity(image.layers.len());
+        for number in 0..image.layers.len() {
+            let diff_id = image.layers[number].diff_id.to_string();
+            let key = branch_key(&diff_id, format, &sealed.edits[number], &ids);
+            ids.push(BranchId::of(&key));
+            if number < sealed.base {
+                // Beneath an opaque root: no union has it.
+                continue;
+            }
+            let id = &ids[number];
+            if self.store.branch(id).map_err(StageError::Store)?.is_some() {
+                continue;
+            }
+            self.make_branch(
+                source,
+                image,
+                number,
+                format,
+                &key,
+                &ids,
+                &sealed,
+                &indexes,
+                &mut places,
+                &work,
+                progress,
+            )?;
+        }
+
+        let mut branches: Vec<BranchId> = Vec::new();
+        for id in ids[sealed.base.min(ids.len())..].iter().rev() {
+            // The same branch again further down shows nothing that is not
+            // hidden by the upper one, and the kernels refuse it.
+            if !branches.contains(id) {
+                branches.push(id.clone());
+            }
+        }
+        if branches.len() > self.max_branches {
+            self.flatten_bottom(&mut branches, &ids, &sealed, format, &work)?;
+        }
+        let form = SealedForm {
+            root_fits: self.root_fits(&branches, &sealed.root)?,
+            branches,
+            root: (&sealed.root).into(),
+        };
+        Ok((form, times))
+    }
+
+    fn index_of(
+        &self,
+        places: &HashMap<String, Place>,
+        layer: &LayerDescriptor,
+    ) -> Result<Index, StageError> {
+        match places.get(&layer.diff_id.to_string()) {
+            Some(Place::Fresh(unpacked)) => std::fs::File::open(&unpacked.index)
+                .and_then(Index::open)
+                .map_err(|source| StageError::Work {
+                    path: unpacked.index.clone(),
+                    source,
+                }),
+            Some(Place::Stored(branch)) => self.store.index(&branch.id).map_err(StageError::Store),
+            None => Err(StageError::Lost {
+                diff_id: layer.diff_id.to_string(),
+            }),
+        }
+    }
+
+    /// Fetches and unpacks some of an image's layers, in parallel.
+    fn fetch(
+        &self,
+        source: &dyn ImageSource,
+        image: &Image,
+        numbers: &[usize],
+        work: &Ingest,
+        progress: &dyn Progress,
+    ) -> Result<Vec<(usize, Unpacked)>, StageError> {
+        let jobs = numbers
+            .iter()
+            .map(|&number| {
+                let layer = &image.layers[number];
+                LayerJob {
+                    index: number,
+                    expected_digest: layer.digest.as_ref().map(|digest| *digest.bytes()),
+                    expected_size: layer.size,
+                    diff_id: *layer.diff_id.bytes(),
+                    compression: compression(layer.compression),
+                    open: Box::new(move || {
+                        let reader: Box<dyn Read> =
+                            source.open_layer(image, number).map_err(io::Error::other)?;
+                        Ok(reader)
+                    }),
+                    consume: Box::new(move |stream| {
+                        let limits = &self.options.limits;
+                        sink::take(work, number, self.ownership, limits, stream)
+                    }),
+                }
+            })
+            .collect();
+        let counters = Arc::new(ingest::Progress::new(
+            image.layers.iter().map(|layer| layer.size),
+        ));
+        progress.layers(&counters);
+        progress.phase(Phase::Layers);
+        let mut options = ingest::Options {
+            limits: self.options.limits.clone(),
+            ..ingest::Options::default()
+        };
+        if let Some(workers) = self.options.workers {
+            options.workers = workers;
+        }
+        let outcomes = ingest::ingest_layers(jobs, &options, &counters, &self.options.cancel)
+            .map_err(StageError::Ingest)?;
+        Ok(outcomes
+            .into_iter()
+            .map(|outcome| {
+                (
+                    outcome.index,
+                    Unpacked {
+                        tree: outcome.value.tree,
+                        index: outcome.value.index,
+                        tar_bytes: outcome.facts.tar_bytes,
+                        times: outcome.times,
+                    },
+                )
+            })
+            .collect())
+    }
+
+    /// Whether the uppermost branch's own root directory looks like the volume's.
+    fn root_fits(&self, branches: &[BranchId], root: &Attrs) -> Result<bool, StageError> {
+        use crate::layer::index::Node;
+        let Some(top) = branches.first() else {
+            return Ok(false);
+        };
+        let record = self
+            .store
+            .index(top)
+            .map_err(StageError::Store)?
+            .get(b"")
+            .map_err(|source| StageError::Work {
+                path: self.store.branch_dir(top),
+                source,
+            })?;
+        let own = match record.and_then(|record| record.node) {
+            Some(Node::Directory { attrs, .. }) => attrs,
+            _ => Attrs::implied(),
+        };
+        Ok(own == *root)
+    }
+
+    /// Makes branches that are too many for the kernel one, from the lowest up.
+    fn flatten_bottom(
+        &self,
+        branches: &mut Vec<BranchId>,
+        ids: &[BranchId],
+        sealed: &Sealed,
+        format: Format,
+        work: &Ingest,
+    ) -> Result<(), StageError> {
+        // The uppermost of those that go: everything below its place goes with it.
+        let kept = self.max_branches.saturating_sub(1);
+        let Some(highest) = branches
+            .get(kept)
+            .and_then(|id| ids.iter().rposition(|other| other == id))
+        else {
+            return Ok(());
+        };
+        branches.truncate(kept);
+        let parts = &ids[sealed.base..=highest];
+        let key = flat_key(parts);
+        let id = BranchId::of(&key);
+        if self.store.branch(&id).map_err(StageError::Store)?.is_none() {
+            self.make_flat(&key, parts, sealed, sealed.base..highest + 1, format, work)?;
+        }
+        branches.push(id);
+        Ok(())
+    }
+}
+
+fn new_record(image: &Image) -> ImageRecord {
+    ImageRecord {
+        manifest: image.manifest_digest.to_string(),
+        config: image.config_digest.to_string(),
+        platform: image.platform.to_string(),
+        layers: image
+            .layers
+            .iter()
+            .map(|layer| LayerEntry {
+                diff_id: layer.diff_id.to_string(),
+                digest: layer.digest.as_ref().map(ToString::to_string),
+                size: layer.size,
+            })
+            .collect(),
+        created: crate::layer::store::now(),
+        sealed: std::collections::BTreeMap::new(),
+    }
+}
+
+fn compression(said: crate::image::Compression) -> Compression {
+    match said {
+        crate::image::Compression::None => Compression::Plain,
+        // The first bytes tell more than a media type.
+        crate::image::Compression::Gzip
+        | crate::image::Compression::Zstd
+        | crate::image::Compression::Sniff => Compression::Sniff,
+    }
+}

@@ -1,0 +1,120 @@
+//! A read-only volume of a single branch: a bind mount of the branch.
+
+use super::{MountPlan, MountStep, PlanError};
+use crate::host::{Host, MountCall};
+use crate::union::VerifyError;
+
+pub(super) fn steps(plan: &MountPlan) -> Result<Vec<MountStep>, PlanError> {
+    let [branch] = plan.branches.as_slice() else {
+        return Err(PlanError::NotBindable);
+    };
+    // A bind shows the branch's own files, whose labels it cannot change.
+    if !plan.read_only || plan.label.is_some() {
+        return Err(PlanError::NotBindable);
+    }
+    let at = || plan.staging.clone();
+    Ok(plan.staged(vec![
+        MountStep::Call {
+            at: at(),
+            call: MountCall::Bind {
+                source: branch.clone(),
+                beneath: None,
+            },
+        },
+        MountStep::Call {
+            at: at(),
+            call: MountCall::AddFlags {
+                flags: plan.flags(),
+            },
+        },
+    ]))
+}
+
+/// Whether `at` shows the branch itself, or with `inside` a directory of the
+/// same filesystem.
+pub(super) fn verify(
+    host: &dyn Host,
+    plan: &MountPlan,
+    at: &std::path::Path,
+    inside: bool,
+) -> Result<(), VerifyError> {
+    let place = |path: &std::path::Path| {
+        host.place(path).map_err(|source| VerifyError::Inspect {
+            path: path.to_path_buf(),
+            source,
+        })
+    };
+    let shown = place(at)?;
+    for branch in &plan.branches {
+        let branch_place = place(branch)?;
+        if shown.device != branch_place.device || (!inside && shown.inode != branch_place.inode) {
+            return Err(VerifyError::OtherDirectory {
+                at: at.to_path_buf(),
+                expected: branch.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::MountFlags;
+    use crate::union::Backend;
+    use crate::union::tests::{features, plan};
+
+    #[test]
+    fn the_flags_are_set_before_the_target_shows_anything() {
+        let staging = || "/s/volumes/v/staging".into();
+        let target = || "/pods/p/mount".into();
+        assert_eq!(
+            plan(Backend::Bind, 1, true).steps(&features()).unwrap(),
+            vec![
+                MountStep::Clear { at: staging() },
+                MountStep::Call {
+                    at: staging(),
+                    call: MountCall::Bind {
+                        source: "/s/diff/000".into(),
+                        beneath: None
+                    },
+                },
+                MountStep::Call {
+                    at: staging(),
+                    call: MountCall::AddFlags {
+                        flags: MountFlags {
+                            read_only: true,
+                            nosuid: true,
+                            nodev: true,
+                            noexec: false
+                        }
+                    },
+                },
+                MountStep::VerifyUnion { at: staging() },
+                MountStep::Call {
+                    at: target(),
+                    call: MountCall::Bind {
+                        source: staging(),
+                        beneath: None
+                    },
+                },
+                MountStep::VerifyBind {
+                    at: target(),
+                    of: staging()
+                },
+                MountStep::Release { at: staging() },
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_bind_cannot_do_is_refused() {
+        let writable = plan(Backend::Bind, 1, false);
+        let several = plan(Backend::Bind, 2, true);
+        let mut labelled = plan(Backend::Bind, 1, true);
+        labelled.label = Some("system_u:object_r:container_file_t:s0".into());
+        for plan in [writable, several, labelled] {
+            assert_eq!(plan.steps(&features()), Err(PlanError::NotBindable));
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What a node can do, for `check`.
+
+use super::Volumes;
+use crate::chain::Chain;
+use crate::union::Backend;
+use crate::union::probe::{AufsFacts, OverlayFacts, Probe, UnionRequest, Unusable, choose};
+use serde::Serialize;
+
+/// What one check of the node found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As it should be, or just a fact.
+    Ok,
+    /// Volumes can be published, but not all of them or not as well.
+    Warning,
+    /// No volume can be published until it is mended.
+    Failed,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at, a word or two that do not change.
+    pub subject: String,
+    /// Whether it is good.
+    pub verdict: Verdict,
+    /// What was found.
+    pub detail: String,
+    /// What the operator can do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+/// What a node can do, and how. Its field names are those of `--output json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
+pub struct CheckReport {
+    /// The union that `auto` means here; none if there is none.
+    pub union: Option<Backend>,
+    /// Everything that was looked at, in a fixed order.
+    pub findings: Vec<Finding>,
+}
+
+impl CheckReport {
+    /// Whether volumes can be published here.
+    pub fn is_usable(&self) -> bool {
+        let failed = |finding: &Finding| finding.verdict == Verdict::Failed;
+        self.union.is_some() && !self.findings.iter().any(failed)
+    }
+}
+
+impl Volumes {
+    /// Looks at what volumes need of this node, with a real mount of each union.
+    pub fn check(&self) -> CheckReport {
+        let mut findings = Vec::new();
+        let branches = self.store.branches();
+        findings.push(match branches {
+            Ok(branches) => ok(
+                "store",
+                format!(
+                    "{} with {} layers",
+                    self.store.root().display(),
+                    branches.len()
+                ),
+            ),
+            Err(error) => failed("store", Chain(&error).to_string(), None),
+        });
+        let union = match self.probe_afresh() {
+            Ok(probe) => {
+                unions(probe, &mut findings);
+                choose(UnionRequest::Auto, probe).ok()
+            }
+            Err(error) => {
+                findings.push(failed("self-test", Chain(&error).to_string(), None));
+                None
+            }
+        };
+        CheckReport { union, findings }
+    }
+}
+
+/// What the probe says; that one union is missing fails only where both are.
+fn unions(probe: &Probe, findings: &mut Vec<Finding>) {
+    findings.push(ok("kernel", probe.kernel.clone()));
+    let is_none = probe.aufs.is_err() && probe.overlay.is_err();
+    let missing = |subject, unusable: &Unusable| Finding {
+        subject: String::from(subject),
+        verdict: if is_none {
+            Verdict::Failed
+        } else {
+            Verdict::Warning
+        },
+        detail: Chain(unusable).to_string(),
+        remedy: Some(unusable.remedy.clone()).filter(|remedy| !remedy.is_empty()),
+    };
+    findings.push(match &probe.aufs {
+        Ok(facts) => ok("aufs", describe_aufs(facts)),
+        Err(unusable) => missing("aufs", unusable),
+    });
+    findings.push(match &probe.overlay {
+        Ok(facts) => ok("overlay", describe_overlay(facts)),
+        Err(unusable) => missing("overlay", unusable),
+    });
+}
+
+fn describe_aufs(facts: &AufsFacts) -> String {
+    format!(
+        "works: version {}, at most {} branches, dirperm1 {}, extended attributes {}",
+        facts.version.as_deref().unwrap_or("unknown"),
+        facts.features.branch_limit,
+        if facts.features.dirperm1 { "yes" } else { "no" },
+        if facts.xattr {
+            "kept"
+        } else {
+            "lost at copy-up"
+        },
+    )
+}
+
+fn describe_overlay(facts: &OverlayFacts) -> String {
+    format!(
+        "works: lowerdir+ {}, index {}, marks in {}",
+        if facts.features.lowerdir_append {
+            "yes"
+        } else {
+            "no"
+        },
+        if facts.features.index { "on" } else { "off" },
+        if facts.features.userxattr {
+            "user.overlay"
+        } else {
+            "trusted.overlay"
+        },
+    )
+}
+
+fn ok(subject: &str, detail: String) -> Finding {
+    Finding {
+        subject: subject.to_owned(),
+        verdict: Verdict::Ok,
+        detail,
+        remedy: None,
+    }
+}
+
+fn failed(subject: &str, detail: String, remedy: Option<String>) -> Finding {
+    Finding {
+        subject: subject.to_owned(),
+        verdict: Verdict::Failed,
+        detail,
+        remedy,
+    }
+}

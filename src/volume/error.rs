@@ -1,0 +1,317 @@
+//! What can go wrong with a volume, and which kind of failure it is for whoever
+//! asked: the one place that decides, for gRPC codes and exit codes alike.
+
+use crate::image::SourceError;
+use crate::layer::archive::ArchiveError;
+use crate::layer::decompress::DecompressError;
+use crate::layer::ingest::{IngestError, LayerError};
+use crate::layer::seal::SealError;
+use crate::layer::store::StoreError;
+use crate::layer::tree::errno_in_chain;
+use crate::stage::{StageError, TakeError};
+use crate::union::probe::{ChooseError, ProbeError};
+use crate::union::{MountError, UnmountError};
+use rustix::io::Errno;
+use std::io;
+use std::path::PathBuf;
+
+/// Kinds of failure, as gRPC and CSI tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The request makes no sense, whatever the state.
+    InvalidArgument,
+    /// The image, or the volume, is not there.
+    NotFound,
+    /// The volume exists, and is another one.
+    AlreadyExists,
+    /// The request makes sense, but not on this node or not now.
+    FailedPrecondition,
+    /// Disk space or a limit ran out.
+    ResourceExhausted,
+    /// The image's bytes are not what they should be.
+    DataLoss,
+    /// Something is in the way that will go.
+    Aborted,
+    /// The node or a registry cannot do it at the moment.
+    Unavailable,
+    /// Not allowed.
+    PermissionDenied,
+    /// The node failed, or this program did.
+    Internal,
+}
+
+/// Why a volume operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The store.
+    #[error("the store cannot be used")]
+    Store(#[source] StoreError),
+    /// Where the image comes from.
+    #[error("the image cannot be read")]
+    Source(#[source] SourceError),
+    /// Its layers.
+    #[error("the image cannot be staged")]
+    Stage(#[source] StageError),
+    /// No union filesystem.
+    #[error("the volume cannot be mounted on this node")]
+    Union(#[source] ChooseError),
+    /// What the node can do could not be found out.
+    #[error("the self-test of this node could not be made")]
+    Probe(#[source] ProbeError),
+    /// The mount.
+    #[error("the volume cannot be mounted")]
+    Mount(#[source] MountError),
+    /// The unmount.
+    #[error("the volume cannot be unmounted yet")]
+    Unmount(#[source] UnmountError),
+    /// A mount failed, and so did clearing it away.
+    #[error("publishing failed and could not be undone ({undo}); the next unpublish or start will")]
+    NotUndone {
+        /// What could not be undone.
+        undo: Box<VolumeError>,
+        /// Why publishing failed.
+        source: Box<VolumeError>,
+    },
+    /// A path cannot be used.
+    #[error("cannot use {target}", target = target.display())]
+    Target {
+        /// The path.
+        target: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no such target.
+    #[error("target {target} does not exist: make an empty directory for the volume", target = target.display())]
+    TargetMissing {
+        /// The target.
+        target: PathBuf,
+    },
+    /// The target is a file or a link.
+    #[error("target {target} is no directory", target = target.display())]
+    TargetNoDirectory {
+        /// The target.
+        target: PathBuf,
+    },
+    /// The target has content, which a mount would hide.
+    #[error("target {target} is not empty: a mount would hide what is in it", target = target.display())]
+    TargetNotEmpty {
+        /// The target.
+        target: PathBuf,
+    },
+    /// Something is mounted at the target.
+    #[error("target {target} is a mount point already", target = target.display())]
+    TargetMounted {
+        /// The target.
+        target: PathBuf,
+    },
+    /// The volume is published elsewhere.
+    #[error("volume {volume_id} is at {target} already", target = target.display())]
+    OtherTarget {
+        /// Its id.
+        volume_id: String,
+        /// Where it is.
+        target: PathBuf,
+    },
+    /// The volume was published with other attributes.
+    #[error("volume {volume_id} exists with other attributes")]
+    OtherRequest {
+        /// Its id.
+        volume_id: String,
+    },
+    /// A mount of another mount namespace, which cannot be seen from here.
+    #[error(
+        "volume {volume_id} was mounted in another mount namespace: use the process that mounted it"
+    )]
+    OtherNamespace {
+        /// Its id.
+        volume_id: String,
+    },
+    /// The record was written by a later version.
+    #[error("volume {volume_id} was published by a newer version of this program")]
+    NewerRecord {
+        /// Its id.
+        volume_id: String,
+    },
+    /// No such volume.
+    #[error("there is no volume {volume:?}")]
+    NoSuchVolume {
+        /// As it was asked for.
+        volume: String,
+    },
+    /// It has no writable layer, so nothing can have changed.
+    #[error("volume {volume_id} is read-only: it has no changes")]
+    ReadOnly {
+        /// Its id.
+        volume_id: String,
+    },
+    /// The writable layer's root directory.
+    #[error("the root of volume {volume_id} cannot be given its metadata")]
+    Root {
+        /// Its id.
+        volume_id: String,
+        /// Why.
+        #[source]
+        source: crate::layer::unpack::FinishError,
+    },
+    /// Its changes cannot be read.
+    #[error("cannot read the changes of volume {volume_id}")]
+    Changes {
+        /// Its id.
+        volume_id: String,
+        /// Why.
+        #[source]
+        source: crate::layer::changes::ChangesError,
+    },
+}
+
+impl VolumeError {
+    /// Which kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            VolumeError::Store(error) => store_kind(error),
+            VolumeError::Source(error) => source_kind(error),
+            VolumeError::Stage(error) => stage_kind(error),
+            VolumeError::Union(_) => ErrorKind::FailedPrecondition,
+            VolumeError::Probe(error) if errno_in_chain(error) == Some(Errno::NOSPC) => {
+                ErrorKind::ResourceExhausted
+            }
+            VolumeError::Probe(_) => ErrorKind::Unavailable,
+            VolumeError::Mount(error) if error.is_undone() => ErrorKind::Internal,
+            VolumeError::Mount(_) | VolumeError::NotUndone { .. } => ErrorKind::Unavailable,
+            VolumeError::Unmount(_) => ErrorKind::Aborted,
+            VolumeError::Target { source, .. } => match source.kind() {
+                io::ErrorKind::NotADirectory => ErrorKind::InvalidArgument,
+                _ => ErrorKind::Internal,
+            },
+            VolumeError::TargetMissing { .. } | VolumeError::TargetNoDirectory { .. } => {
+                ErrorKind::InvalidArgument
+            }
+            VolumeError::TargetNotEmpty { .. }
+            | VolumeError::TargetMounted { .. }
+            | VolumeError::OtherTarget { .. }
+            | VolumeError::OtherNamespace { .. }
+            | VolumeError::NewerRecord { .. }
+            | VolumeError::ReadOnly { .. } => ErrorKind::FailedPrecondition,
+            VolumeError::OtherRequest { .. } => ErrorKind::AlreadyExists,
+            VolumeError::NoSuchVolume { .. } => ErrorKind::NotFound,
+            VolumeError::Changes { .. } | VolumeError::Root { .. } => ErrorKind::Internal,
+        }
+    }
+}
+
+/// As [`VolumeError::kind`], for the store's own errors.
+fn store_kind(error: &StoreError) -> ErrorKind {
+    match error {
+        error if error.is_out_of_space() => ErrorKind::ResourceExhausted,
+        error if error.is_read_only() => ErrorKind::FailedPrecondition,
+        StoreError::Io { .. }
+        | StoreError::Remove { .. }
+        | StoreError::Damaged { .. }
+        | StoreError::Mismatch { .. } => ErrorKind::Internal,
+        StoreError::Newer { .. }
+        | StoreError::Rootless { .. }
+        | StoreError::Foreign { .. }
+        | StoreError::UnfitPath { .. } => ErrorKind::FailedPrecondition,
+    }
+}
+
+/// As [`VolumeError::kind`], for sources of images.
+fn source_kind(error: &SourceError) -> ErrorKind {
+    match error {
+        SourceError::Registry => ErrorKind::FailedPrecondition,
+        SourceError::OutsideRoot { .. } => ErrorKind::PermissionDenied,
+        SourceError::Open { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+            _ => ErrorKind::Internal,
+        },
+        SourceError::Read { .. } => ErrorKind::Internal,
+        SourceError::NoSuchImage { .. }
+        | SourceError::Missing { .. }
+        | SourceError::MissingBlob { .. }
+        | SourceError::NoImages { .. }
+        | SourceError::NoPlatform { .. } => ErrorKind::NotFound,
+        SourceError::BlobSize { .. } | SourceError::BlobDigest { .. } => ErrorKind::DataLoss,
+        SourceError::NotAFile { .. }
+        | SourceError::NotADirectory { .. }
+        | SourceError::FileSize { .. }
+        | SourceError::Tar { .. }
+        | SourceError::LayoutVersion { .. }
+        | SourceError::List { .. }
+        | SourceError::Document { .. }
+        | SourceError::DocumentSize { .. }
+        | SourceError::TooDeep { .. }
+        | SourceError::TooManyDocuments
+        | SourceError::SeveralImages { .. }
+        | SourceError::ImageId { .. }
+        | SourceError::ParentChain { .. }
+        | SourceError::CompressedLayer { .. }
+        | SourceError::LayerIndex { .. } => ErrorKind::InvalidArgument,
+    }
+}
+
+fn stage_kind(error: &StageError) -> ErrorKind {
+    if error.is_out_of_space() {
+        return ErrorKind::ResourceExhausted;
+    }
+    match error {
+        StageError::Source(error) => source_kind(error),
+        StageError::Store(error) => store_kind(error),
+        StageError::Ingest(IngestError::Layer { source, .. }) => layer_kind(source),
+        StageError::Ingest(IngestError::Cancelled) => ErrorKind::Aborted,
+        StageError::Ingest(IngestError::Thread { .. }) => ErrorKind::Unavailable,
+        StageError::Seal(SealError::Index { .. }) => ErrorKind::Internal,
+        StageError::Seal(_) => ErrorKind::FailedPrecondition,
+        StageError::Apply { .. } | StageError::Finish { .. } | StageError::Work { .. } => {
+            ErrorKind::Internal
+        }
+        StageError::Lost { .. } => ErrorKind::Aborted,
+    }
+}
+
+/// What the image's author can mend, and what only the node's operator can.
+fn layer_kind(error: &LayerError<TakeError>) -> ErrorKind {
+    match error {
+        // A source says what is wrong with the blob; the reader in between
+        // knows of system errors only.
+        LayerError::Open { source } | LayerError::Read { source } => {
+            match source.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(error) => source_kind(error),
+                None => ErrorKind::Unavailable,
+            }
+        }
+        // What goes beyond a limit may be just what its author meant.
+        LayerError::Archive {
+            source:
+                ArchiveError::TooManyEntries { .. }
+                | ArchiveError::PathTooLong { .. }
+                | ArchiveError::LinkTooLong { .. }
+                | ArchiveError::HeaderTooLarge { .. }
+                | ArchiveError::XattrsTooLarge { .. }
+                | ArchiveError::TooManySegments { .. }
+                | ArchiveError::ApparentTooLarge { .. },
+        }
+        | LayerError::Decompress {
+            source: DecompressError::ZstdWindow { .. },
+        } => ErrorKind::FailedPrecondition,
+        LayerError::BlobTooLong { .. }
+        | LayerError::BlobTooShort { .. }
+        | LayerError::BlobDigest { .. }
+        | LayerError::DiffId { .. }
+        | LayerError::Decompress { .. }
+        | LayerError::Archive { .. } => ErrorKind::DataLoss,
+        LayerError::UnpackedBytes { .. } | LayerError::Ratio { .. } => {
+            ErrorKind::FailedPrecondition
+        }
+        LayerError::Consumer {
+            source: TakeError::Unpack(_),
+        } => ErrorKind::FailedPrecondition,
+        LayerError::Consumer {
+            source: TakeError::Store(_) | TakeError::Work { .. } | TakeError::Finish(_),
+        } => ErrorKind::Internal,
+        LayerError::NotRead | LayerError::Panicked { .. } => ErrorKind::Internal,
+        LayerError::Thread { .. } => ErrorKind::Unavailable,
+        LayerError::Interrupted => ErrorKind::Aborted,
+    }
+}

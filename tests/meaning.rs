@@ -1,0 +1,147 @@
+//! What a volume shows equals what OCI says the image is, path by path, on real
+//! mounts: the hand-written cases, and random stacks against the model. Runs on
+//! overlay, and on AUFS with `AUFS_CSI_BACKEND=aufs` where the kernel has it.
+#![allow(missing_docs, reason = "a test crate")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod support;
+
+use aufs_csi::union::probe::UnionRequest;
+use proptest::prelude::*;
+use support::cases::{Case, Expected, cases, further_cases};
+use support::generate::{refused_stacks, stacks};
+use support::model::flatten;
+use support::mutate::{self, Allowed};
+use support::node::{TestNode, union};
+use support::property::{complain, drop_caches, for_all, mounted, same, shape};
+use support::tree::{Compared, diff};
+
+#[test]
+fn every_case_of_the_table_comes_out_as_it_says() {
+    let node = TestNode::new();
+    let mut faults = Vec::new();
+    for (number, case) in cases().into_iter().chain(further_cases()).enumerate() {
+        for read_only in [false, true] {
+            let Case {
+                name,
+                layers,
+                expected,
+            } = &case;
+            let id = format!("{number}-{read_only}");
+            match (mounted(&node, &id, layers, read_only), expected) {
+                (Ok(tree), Expected::Tree(expected)) => {
+                    let lines = diff(expected, &tree, Compared::ALL);
+                    if !lines.is_empty() {
+                        faults.push(complain(name, &lines, layers));
+                    }
+                }
+                (Err(text), Expected::Refused(words)) => {
+                    for word in words {
+                        if !text.contains(word) {
+                            faults.push(format!("{name}: {text:?} does not name {word:?}"));
+                        }
+                    }
+                }
+                (Ok(_), Expected::Refused(_)) => faults.push(format!("{name}: mounted")),
+                (Err(text), Expected::Tree(_)) => faults.push(format!("{name}: {text}")),
+            }
+            node.unpublish(&id);
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n\n"));
+}
+
+/// The one kind of stack that has a meaning and is refused: a layer that no
+/// tool writes. Rejecting too many of them fails the test.
+fn refusal(text: String) -> Result<(), TestCaseError> {
+    if text.contains("such a layer cannot be unpacked") {
+        Err(TestCaseError::reject(text))
+    } else {
+        Err(TestCaseError::fail(text))
+    }
+}
+
+#[test]
+fn random_stacks_look_like_the_model() {
+    for_all(256, stacks(shape()), |node, id, layers| {
+        let expected = flatten(&layers).expect("generated to have a meaning");
+        for read_only in [true, false] {
+            let id = format!("{id}{read_only}");
+            if let Err(text) = mounted(node, &id, &layers, read_only) {
+                return refusal(text);
+            }
+            same("mounted", &expected, node, &id, Compared::ALL, &layers)?;
+            drop_caches();
+            same(
+                "after caches were dropped",
+                &expected,
+                node,
+                &id,
+                Compared::ALL,
+                &layers,
+            )?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_and_leaves_nothing() {
+    for_all(64, refused_stacks(shape()), |node, id, (layers, why)| {
+        let refused = mounted(node, id, &layers, false);
+        prop_assert!(refused.is_err(), "{why:?}: {layers:#?}");
+        prop_assert!(node.volumes.list().unwrap().is_empty());
+        let left = std::fs::read_dir(node.path().join("store/ingest"))
+            .unwrap()
+            .count();
+        prop_assert_eq!(left, 0);
+        Ok(())
+    });
+}
+
+#[test]
+fn changes_through_the_mount_look_like_the_model() {
+    let inputs = (stacks(shape()), mutate::intents(12));
+    let allowed = Allowed {
+        xattrs: shape().xattrs,
+        xattr_removal: union() != UnionRequest::Aufs,
+        ..Allowed::ALL
+    };
+    for_all(128, inputs, |node, id, (layers, intents)| {
+        let tree = flatten(&layers).expect("generated to have a meaning");
+        let (changes, expected) = mutate::plan(&tree, &intents, allowed);
+        if let Err(text) = mounted(node, id, &layers, false) {
+            return refusal(text);
+        }
+        for change in &changes {
+            mutate::perform(&node.target(id), change).map_err(|error| {
+                TestCaseError::fail(format!("{change:?}: {error}\n{layers:#?}"))
+            })?;
+        }
+        let compared = Compared {
+            mtimes: false,
+            ..Compared::ALL
+        };
+        let what = format!("changed by {changes:#?}");
+        same(&what, &expected, node, id, compared, &layers)?;
+        drop_caches();
+        same(
+            &format!("{what}, caches dropped"),
+            &expected,
+            node,
+            id,
+            compared,
+            &layers,
+        )
+    });
+}
+
+#[test]
+fn the_suite_says_what_it_runs_on() {
+    println!("union: {:?}", union());
+}

@@ -1,0 +1,158 @@
+//! Volumes that exist only in a map.
+
+use aufs_csi::csi::request::Wanted;
+use aufs_csi::csi::{Kinded, VolumeService, v1};
+use aufs_csi::layer::ingest;
+use aufs_csi::stage::Progress;
+use aufs_csi::volume::{ErrorKind, PublishRequest};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
+
+/// Publishing a volume of this id panics.
+pub(crate) const PANIC: &str = "panic";
+
+/// Remembers what it was asked, and does as it was told.
+#[derive(Default)]
+pub(crate) struct Fake {
+    calls: Mutex<Vec<String>>,
+    volumes: Mutex<HashMap<String, Published>>,
+    fails_with: Mutex<Option<ErrorKind>>,
+    gate: Mutex<Gate>,
+    gate_moved: Condvar,
+}
+
+/// A volume that is there.
+struct Published {
+    target: PathBuf,
+    read_only: bool,
+    attributes: BTreeMap<String, String>,
+    /// None if it was there before the server.
+    request: Option<PublishRequest>,
+}
+
+#[derive(Default)]
+struct Gate {
+    is_closed: bool,
+    waiting: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the fake failed")]
+pub(crate) struct FakeError {
+    kind: ErrorKind,
+    source: Told,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("because it was told to")]
+struct Told;
+
+impl Kinded for FakeError {
+    fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl Fake {
+    /// Publishes and unpublishes in their order; what needed none is not in it.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    /// How the volume was asked for, if it is published.
+    pub(crate) fn published(&self, volume_id: &str) -> Option<PublishRequest> {
+        self.volumes.lock().unwrap().get(volume_id)?.request.clone()
+    }
+
+    /// A volume that was published before the server was started.
+    pub(crate) fn adopt(&self, volume_id: &str, request: &v1::NodePublishVolumeRequest) {
+        let image = request.volume_context["image"].clone();
+        let volume = Published {
+            target: PathBuf::from(&request.target_path),
+            read_only: request.readonly,
+            attributes: BTreeMap::from([("image".to_owned(), image)]),
+            request: None,
+        };
+        self.volumes
+            .lock()
+            .unwrap()
+            .insert(volume_id.to_owned(), volume);
+    }
+
+    /// Makes everything fail, or nothing.
+    pub(crate) fn fail_with(&self, kind: Option<ErrorKind>) {
+        *self.fails_with.lock().unwrap() = kind;
+    }
+
+    /// Makes every publish wait.
+    pub(crate) fn close_gate(&self) {
+        self.gate.lock().unwrap().is_closed = true;
+    }
+
+    pub(crate) fn open_gate(&self) {
+        self.gate.lock().unwrap().is_closed = false;
+        self.gate_moved.notify_all();
+    }
+
+    /// Whether a publish waits at the gate.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.gate.lock().unwrap().waiting > 0
+    }
+
+    fn pass_gate(&self) {
+        let mut gate = self.gate.lock().unwrap();
+        gate.waiting += 1;
+        while gate.is_closed {
+            gate = self.gate_moved.wait(gate).unwrap();
+        }
+        gate.waiting -= 1;
+    }
+
+    fn note(&self, call: String) -> Result<(), FakeError> {
+        self.calls.lock().unwrap().push(call);
+        match *self.fails_with.lock().unwrap() {
+            Some(kind) => Err(FakeError { kind, source: Told }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl VolumeService for Fake {
+    type Error = FakeError;
+
+    fn is_published(&self, wanted: &Wanted) -> Result<bool, FakeError> {
+        let volumes = self.volumes.lock().unwrap();
+        Ok(volumes.get(&wanted.volume_id).is_some_and(|volume| {
+            volume.target == wanted.target
+                && volume.read_only == wanted.read_only
+                && volume.attributes == wanted.attributes
+        }))
+    }
+
+    fn publish(&self, request: &PublishRequest, progress: &dyn Progress) -> Result<(), FakeError> {
+        if request.volume_id == PANIC {
+            panic!("as the test asked");
+        }
+        self.note(format!("publish {}", request.volume_id))?;
+        progress.layers(&Arc::new(ingest::Progress::new([None, None])));
+        self.pass_gate();
+        let volume = Published {
+            target: request.target.clone(),
+            read_only: request.read_only,
+            attributes: request.attributes.clone(),
+            request: Some(request.clone()),
+        };
+        self.volumes
+            .lock()
+            .unwrap()
+            .insert(request.volume_id.clone(), volume);
+        Ok(())
+    }
+
+    fn unpublish(&self, volume_id: &str, _target: &Path) -> Result<(), FakeError> {
+        self.note(format!("unpublish {volume_id}"))?;
+        self.volumes.lock().unwrap().remove(volume_id);
+        Ok(())
+    }
+}
