@@ -242,7 +242,7 @@ fn a_mount_that_fails_leaves_nothing() {
             let plan = bench.plan(&name, branches, false);
             let error = mount(&LinuxHost, &plan, &bench.features).unwrap_err();
             assert!(
-                matches!(error, MountError::Call { .. }),
+                matches!(error, MountError::InUse { .. }),
                 "{}",
                 chain(&error)
             );
@@ -324,7 +324,7 @@ fn a_union_that_is_mounted_elsewhere_too_is_recognised() {
             assert_eq!(result.unwrap(), 1);
             let error = mount(&LinuxHost, &plan, &bench.features).unwrap_err();
             assert!(
-                matches!(error, MountError::Call { .. }),
+                matches!(error, MountError::InUse { .. }),
                 "{}",
                 chain(&error)
             );

@@ -6,13 +6,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::aufs::{self, Paths};
-use super::release::{self, UnmountError};
+use super::release::{self, Patience, UnmountError};
 use super::{Backend, Features, MountPlan, MountStep, PlanError, bind, overlay};
 use crate::host::{Host, MountCall, MountEntry, MountFlags, Place};
 
 /// How long a mount of our own may be busy when it is taken down again: only
 /// something that walks the whole system touches a path that nobody knows yet.
 const UNDO_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long overlayfs may find a writable layer in use before that is believed.
+/// Every process that is started in a mount namespace of its own, such as any
+/// container, has a copy of all mounts for a moment, and keeps alive through it
+/// a union that has just been unmounted.
+const IN_USE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A union that is mounted as planned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +71,16 @@ pub enum MountError {
         at: PathBuf,
         /// Where to read more, if the errno does not say enough.
         hint: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Another mount has the writable layer, seen from here or not.
+    #[error("the writable layer {upper} is in use by another mount after waiting {waited:?}", upper = upper.display())]
+    InUse {
+        /// The directory.
+        upper: PathBuf,
+        /// Time spent waiting.
+        waited: Duration,
         /// The kernel's answer.
         source: io::Error,
     },
@@ -377,7 +393,30 @@ impl Run<'_> {
     }
 
     fn call(&mut self, at: &Path, call: &MountCall) -> Result<(), MountError> {
-        match self.host.mount(at, call) {
+        let mut patience = Patience::new(IN_USE_PATIENCE);
+        let result = loop {
+            match (self.host.mount(at, call), call) {
+                (Err(error), MountCall::Overlay(overlay))
+                    if error.kind() == io::ErrorKind::ResourceBusy =>
+                {
+                    if patience.wait(self.host) {
+                        continue;
+                    }
+                    break match &overlay.upper_work {
+                        Some((upper, _)) => {
+                            return Err(MountError::InUse {
+                                upper: upper.clone(),
+                                waited: patience.waited(),
+                                source: error,
+                            });
+                        }
+                        None => Err(error),
+                    };
+                }
+                (result, _) => break result,
+            }
+        };
+        match result {
             Ok(()) => {}
             // AUFS says so at the branch that is one too many, wherever.
             Err(source)

@@ -71,14 +71,14 @@ pub enum UnmountError {
 }
 
 /// Time that may be spent waiting.
-struct Patience {
+pub(super) struct Patience {
     left: Duration,
     waited: Duration,
     next: Duration,
 }
 
 impl Patience {
-    const fn new(left: Duration) -> Self {
+    pub(super) const fn new(left: Duration) -> Self {
         Self {
             left,
             waited: Duration::ZERO,
@@ -87,7 +87,7 @@ impl Patience {
     }
 
     /// Waits a little; `false` when there is no time left.
-    fn wait(&mut self, host: &dyn Host) -> bool {
+    pub(super) fn wait(&mut self, host: &dyn Host) -> bool {
         let pause = self.next.min(self.left);
         if pause.is_zero() {
             return false;
@@ -97,6 +97,11 @@ impl Patience {
         self.waited += pause;
         self.next = (self.next * 2).min(LONGEST_PAUSE);
         true
+    }
+
+    /// Time spent so far.
+    pub(super) const fn waited(&self) -> Duration {
+        self.waited
     }
 }
 

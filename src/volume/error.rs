@@ -177,6 +177,8 @@ impl VolumeError {
                 ErrorKind::ResourceExhausted
             }
             VolumeError::Probe(_) => ErrorKind::Unavailable,
+            // Whoever has it lets go of it, or the next attempt says so again.
+            VolumeError::Mount(MountError::InUse { .. }) => ErrorKind::Aborted,
             VolumeError::Mount(error) if error.is_undone() => ErrorKind::Internal,
             VolumeError::Mount(_) | VolumeError::NotUndone { .. } => ErrorKind::Unavailable,
             VolumeError::Unmount(_) => ErrorKind::Aborted,
