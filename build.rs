@@ -9,7 +9,7 @@ const WITH_SECRETS: &str = "csi.v1.NodePublishVolumeRequest";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={PROTO_DIR}");
-    let descriptors = protox::compile(["csi.proto"], [PROTO_DIR])?;
+    let descriptors = protox::compile(["csi.proto", "pluginregistration.proto"], [PROTO_DIR])?;
     tonic_prost_build::configure()
         .build_server(true)
         // For the tests and `make try`, which talk to the plugin as kubelet does.

@@ -14,7 +14,7 @@ use aufs_csi::image::reference::Source;
 use aufs_csi::stage::StageOptions;
 use aufs_csi::union::probe::UnionRequest;
 use aufs_csi::union::{Features, MountPlan, MountStep};
-use aufs_csi::volume::{PublishRequest, VolumeOptions, Volumes};
+use aufs_csi::volume::{Owner, PublishRequest, VolumeOptions, Volumes};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -82,6 +82,7 @@ fn compare() -> Result<ExitCode> {
             run_dir: base.join("run"),
             rootless: false,
             stage: StageOptions::default(),
+            host_proc: "/proc".into(),
         },
         Arc::new(LinuxHost),
     )?;
@@ -172,6 +173,8 @@ impl Publishing<'_> {
             union: UnionRequest::Overlay,
             mount_group: None,
             attributes: BTreeMap::new(),
+            owner: Owner::Plugin,
+            pod: None,
         }
     }
 
@@ -180,8 +183,7 @@ impl Publishing<'_> {
         let request = self.request();
         self.volumes.publish(&request, &())?;
         let plan = self.volumes.find(&request.volume_id)?.1.plan;
-        self.volumes
-            .unpublish(&request.volume_id, &request.target)?;
+        self.volumes.unpublish_named(&request.volume_id)?;
         Ok(plan)
     }
 
@@ -190,8 +192,7 @@ impl Publishing<'_> {
         let begun = Instant::now();
         self.volumes.publish(&request, &())?;
         let took = seconds(begun.elapsed()) * 1e6;
-        self.volumes
-            .unpublish(&request.volume_id, &request.target)?;
+        self.volumes.unpublish_named(&request.volume_id)?;
         Ok(took)
     }
 

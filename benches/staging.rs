@@ -121,6 +121,7 @@ fn child(layout: &Path, dir: &Path) -> Result<()> {
             run_dir: dir.join("run"),
             rootless: false,
             stage: StageOptions::default(),
+            host_proc: "/proc".into(),
         },
         Arc::new(LinuxHost),
     )?;

@@ -1,12 +1,14 @@
 //! Flags and environment to a validated configuration. All faults of one are
 //! found at once, for whoever mends a manifest wants one round and not five.
 
+use crate::csi::registration::{self, RegistrationSettings};
 use crate::csi::request::Policy;
 use crate::stage::StageOptions;
 use crate::telemetry::{LogFormat, LogLevel, LogLevelError};
 use crate::volume::VolumeOptions;
 use clap::builder::{BoolishValueParser, OsStringValueParser};
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 
 /// Where a node keeps its store.
@@ -15,6 +17,12 @@ const DEFAULT_ROOT: &str = "/var/lib/aufs-csi";
 const DEFAULT_RUN_DIR: &str = "/run/aufs-csi";
 /// Where kubelet looks for the socket of a plugin of this name.
 const DEFAULT_ENDPOINT: &str = "unix:///var/lib/kubelet/plugins/aufs-csi.dev/csi.sock";
+/// Where kubelet looks for sockets to register, below its own directory.
+const REGISTRATION_DIR: &str = "plugins_registry";
+/// Where probes and metrics are served: for this node only.
+const DEFAULT_HTTP_ADDRESS: &str = "127.0.0.1:9809";
+/// Where the processes of the node are.
+const DEFAULT_HOST_PROC: &str = "/proc";
 /// Longest path of a socket in bytes: the kernel's 108 with a final NUL.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// Longest node name in bytes, from the CSI specification.
@@ -61,9 +69,11 @@ pub enum ConfigFault {
     },
     /// The kernel takes no socket of this name.
     #[error(
-        "--endpoint {value:?} is longer than the {MAX_SOCKET_PATH_BYTES} bytes that the path of a socket can have"
+        "{option} {value:?} is longer than the {MAX_SOCKET_PATH_BYTES} bytes that the path of a socket can have"
     )]
-    EndpointLength {
+    SocketLength {
+        /// The option.
+        option: &'static str,
         /// The value.
         value: String,
     },
@@ -110,6 +120,20 @@ pub struct StoreArgs {
         help_heading = "Store"
     )]
     pub rootless: bool,
+
+    /// The node's /proc, where a container has it under another name. It tells
+    /// which process holds a volume that cannot be unmounted, and whether one
+    /// that kubelet forgot is still in use.
+    #[arg(
+        long,
+        global = true,
+        env = "AUFS_CSI_HOST_PROC",
+        hide_env_values = true,
+        value_name = "DIR",
+        default_value = DEFAULT_HOST_PROC,
+        help_heading = "Store"
+    )]
+    pub host_proc: PathBuf,
 
     /// How log lines are written to standard error: text or json.
     #[arg(
@@ -194,6 +218,47 @@ pub struct NodeArgs {
         default_value = "auto"
     )]
     pub union: String,
+
+    /// Directory where kubelet looks for plugins; a socket is made there by which
+    /// the plugin registers itself. [default: plugins_registry below --kubelet-root]
+    #[arg(
+        long,
+        env = "AUFS_CSI_REGISTRATION_DIR",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
+    pub registration_dir: Option<PathBuf>,
+
+    /// Path of the CSI socket as kubelet sees it, where a container has it under
+    /// another name. [default: the path in --endpoint]
+    #[arg(
+        long,
+        env = "AUFS_CSI_KUBELET_ENDPOINT",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
+    pub kubelet_endpoint: Option<PathBuf>,
+
+    /// Do not register with kubelet: another program does, such as the
+    /// node-driver-registrar.
+    #[arg(
+        long,
+        env = "AUFS_CSI_NO_REGISTRATION",
+        hide_env_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    pub no_registration: bool,
+
+    /// Address for probes and metrics over HTTP: /livez, /readyz and /metrics.
+    /// Port 0 is any that is free, an empty address is none.
+    #[arg(
+        long,
+        env = "AUFS_CSI_HTTP_ADDRESS",
+        hide_env_values = true,
+        value_name = "HOST:PORT",
+        default_value = DEFAULT_HTTP_ADDRESS
+    )]
+    pub http_address: String,
 }
 
 /// What holds for every verb.
@@ -216,6 +281,10 @@ pub struct NodeConfig {
     pub node_id: String,
     /// What pods may do.
     pub policy: Policy,
+    /// Where the plugin registers itself, if it does.
+    pub registration: Option<RegistrationSettings>,
+    /// Where probes and metrics are served, if anywhere.
+    pub http_address: Option<SocketAddr>,
 }
 
 /// A variable of the environment, if it is set and not empty.
@@ -255,6 +324,7 @@ impl StoreArgs {
             "give a directory on a tmpfs, or set XDG_RUNTIME_DIR",
             faults,
         );
+        let host_proc = directory("--host-proc", Some(self.host_proc), "", faults);
         let log_format = match self.log_format.as_str() {
             "text" => LogFormat::Text,
             "json" => LogFormat::Json,
@@ -287,6 +357,7 @@ impl StoreArgs {
                 run_dir: run_dir?,
                 rootless: self.rootless,
                 stage: StageOptions::default(),
+                host_proc: host_proc?,
             },
             log_format,
             log_level: log_level.ok()?,
@@ -340,6 +411,43 @@ impl NodeArgs {
                 expected: "auto, aufs or overlay",
             });
         }
+        let registration = (!self.no_registration).then(|| {
+            let dir = match self.registration_dir {
+                Some(dir) => dir,
+                // If that one is missing, it was said above.
+                None => kubelet_root.as_ref()?.join(REGISTRATION_DIR),
+            };
+            let dir = directory("--registration-dir", Some(dir), "", faults)?;
+            let path = dir.join(registration::socket_name());
+            if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+                faults.push(ConfigFault::SocketLength {
+                    option: "--registration-dir",
+                    value: path.display().to_string(),
+                });
+            }
+            let endpoint = match self.kubelet_endpoint {
+                Some(endpoint) => endpoint,
+                None => socket.as_ref().ok()?.clone(),
+            };
+            Some(RegistrationSettings {
+                socket: path,
+                kubelet_endpoint: directory("--kubelet-endpoint", Some(endpoint), "", faults)?,
+            })
+        });
+        let http_address = match self.http_address.as_str() {
+            "" => None,
+            address => match address.parse() {
+                Ok(address) => Some(address),
+                Err(_) => {
+                    faults.push(ConfigFault::Value {
+                        option: "--http-address",
+                        value: self.http_address.clone(),
+                        expected: "an IP address and a port, such as 127.0.0.1:9809 or [::]:9809, or empty",
+                    });
+                    None
+                }
+            },
+        };
         if faults.len() > before {
             return None;
         }
@@ -351,6 +459,11 @@ impl NodeArgs {
                 local_images,
                 union: union.ok()?,
             },
+            registration: match registration {
+                Some(settings) => Some(settings?),
+                None => None,
+            },
+            http_address,
         })
     }
 }
@@ -409,7 +522,8 @@ fn socket_path(endpoint: &str) -> Result<PathBuf, ConfigFault> {
         return Err(fault());
     }
     if path.len() > MAX_SOCKET_PATH_BYTES {
-        return Err(ConfigFault::EndpointLength {
+        return Err(ConfigFault::SocketLength {
+            option: "--endpoint",
             value: endpoint.to_owned(),
         });
     }
@@ -428,6 +542,7 @@ mod tests {
             rootless: false,
             log_format: "text".to_owned(),
             log_level: None,
+            host_proc: PathBuf::from(DEFAULT_HOST_PROC),
         }
     }
 
@@ -438,6 +553,10 @@ mod tests {
             node_id: Some("node-a".to_owned()),
             allow_local_images: Vec::new(),
             union: "auto".to_owned(),
+            registration_dir: None,
+            kubelet_endpoint: None,
+            no_registration: false,
+            http_address: DEFAULT_HTTP_ADDRESS.to_owned(),
         }
     }
 
@@ -473,7 +592,7 @@ mod tests {
         assert!(socket_path(&fits).is_ok());
         assert!(matches!(
             socket_path(&format!("{fits}s")),
-            Err(ConfigFault::EndpointLength { .. })
+            Err(ConfigFault::SocketLength { .. })
         ));
     }
 
@@ -485,6 +604,7 @@ mod tests {
             run_dir: Some(PathBuf::from("/run/../x")),
             log_format: "xml".to_owned(),
             log_level: Some("loud".to_owned()),
+            host_proc: PathBuf::from("proc"),
             ..store_args()
         };
         assert!(store.validate(true, &empty, &mut faults).is_none());
@@ -494,6 +614,10 @@ mod tests {
             node_id: Some(String::new()),
             allow_local_images: vec!["/ok".into(), "images".into()],
             union: "btrfs".to_owned(),
+            registration_dir: Some(PathBuf::from("/plugins/../registry")),
+            kubelet_endpoint: Some(PathBuf::from("csi.sock")),
+            no_registration: false,
+            http_address: "localhost:http".to_owned(),
         };
         assert!(node.validate(&empty, &mut faults).is_none());
         let shown: Vec<String> = faults.iter().map(ToString::to_string).collect();
@@ -502,6 +626,7 @@ mod tests {
             [
                 "--root \"store\" is not an absolute path without ..",
                 "--run-dir \"/run/../x\" is not an absolute path without ..",
+                "--host-proc \"proc\" is not an absolute path without ..",
                 "--log-format is \"xml\"; it must be text or json",
                 "cannot read --log-level",
                 "--endpoint \"tcp://x\" is not a unix socket; write unix:///path/csi.sock",
@@ -509,6 +634,8 @@ mod tests {
                 "--node-id is missing; give the node's name, spec.nodeName of the plugin's pod",
                 "--allow-local-images \"images\" is not an absolute path without ..",
                 "--union is \"btrfs\"; it must be auto, aufs or overlay",
+                "--registration-dir \"/plugins/../registry\" is not an absolute path without ..",
+                "--http-address is \"localhost:http\"; it must be an IP address and a port, such as 127.0.0.1:9809 or [::]:9809, or empty",
             ]
         );
     }
@@ -546,6 +673,56 @@ mod tests {
             socket(None, &empty),
             Path::new("/var/lib/kubelet/plugins/aufs-csi.dev/csi.sock")
         );
+    }
+
+    #[test]
+    fn the_plugin_registers_itself_in_kubelets_directory_unless_told_otherwise() {
+        let registration = |change: fn(&mut NodeArgs)| {
+            let mut args = node_args();
+            change(&mut args);
+            let config = args.validate(&empty, &mut Vec::new()).unwrap();
+            config.registration.map(|settings| {
+                let text = |path: PathBuf| path.display().to_string();
+                (text(settings.socket), text(settings.kubelet_endpoint))
+            })
+        };
+        let endpoint = "/var/lib/kubelet/plugins/aufs-csi.dev/csi.sock".to_owned();
+        let in_root = "/var/lib/kubelet/plugins_registry/aufs-csi.dev-reg.sock".to_owned();
+        assert_eq!(registration(|_| {}), Some((in_root, endpoint.clone())));
+        let moved = registration(|args| {
+            args.registration_dir = Some("/registration/".into());
+            args.endpoint = Some("unix:///csi/csi.sock".to_owned());
+            args.kubelet_endpoint = Some("/var/lib/kubelet/plugins/aufs-csi.dev/csi.sock".into());
+        });
+        let socket = "/registration/aufs-csi.dev-reg.sock".to_owned();
+        assert_eq!(moved, Some((socket, endpoint)));
+        assert_eq!(registration(|args| args.no_registration = true), None);
+        let mut faults = Vec::new();
+        let mut args = node_args();
+        args.registration_dir = Some(PathBuf::from(format!("/{}", "d".repeat(90))));
+        assert!(args.validate(&empty, &mut faults).is_none());
+        assert!(matches!(faults[..], [ConfigFault::SocketLength { .. }]));
+    }
+
+    #[test]
+    fn probes_can_be_anywhere_or_nowhere() {
+        let address = |text: &str| {
+            let args = NodeArgs {
+                http_address: text.to_owned(),
+                ..node_args()
+            };
+            args.validate(&empty, &mut Vec::new())
+                .map(|config| config.http_address.map(|address| address.to_string()))
+        };
+        for (text, found) in [
+            ("", Some(None)),
+            ("0.0.0.0:80", Some(Some("0.0.0.0:80".to_owned()))),
+            ("[::1]:0", Some(Some("[::1]:0".to_owned()))),
+            (":9809", None),
+            ("9809", None),
+        ] {
+            assert_eq!(address(text), found, "{text}");
+        }
     }
 
     #[test]

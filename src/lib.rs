@@ -13,7 +13,12 @@ pub mod csi;
 pub mod host;
 pub mod image;
 pub mod layer;
+pub mod probes;
 pub mod stage;
 pub mod telemetry;
 pub mod union;
 pub mod volume;
+
+/// The plugin's name, as in the CSIDriver object and in pods. It never changes:
+/// pods and the records of kubelet have it.
+pub const DRIVER_NAME: &str = "aufs-csi.dev";

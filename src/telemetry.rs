@@ -1,4 +1,8 @@
-//! Logs: lines on standard error, as text or JSON.
+//! Logs: lines on standard error, as text or JSON; and metrics.
+
+pub mod metrics;
+
+pub use metrics::{Holdings, Metrics};
 
 use crate::chain::Chain;
 use std::io::IsTerminal;

@@ -590,6 +590,7 @@ fn open(
                 limits,
                 ..StageOptions::default()
             },
+            host_proc: "/proc".into(),
         },
         Arc::new(LinuxHost),
     )
@@ -932,7 +933,7 @@ fn a_disk_that_fills_up() {
                 // Taking it down has to work with nothing left at all.
                 let _ = fs::write(disk.join("rest"), vec![1_u8; 1 << 20]);
                 volumes
-                    .unpublish("small", &small.target)
+                    .unpublish_named("small")
                     .unwrap_or_else(|error| panic!("{what}: {}", chain(&error)));
                 fs::remove_file(disk.join("rest")).unwrap();
                 done += 1;
@@ -960,5 +961,5 @@ fn a_disk_that_fills_up() {
     let expected = flatten(&layers).unwrap();
     let actual = read(&small.target).unwrap();
     assert_same("afterwards", &expected, &actual, Compared::ALL);
-    volumes.unpublish("small", &small.target).unwrap();
+    volumes.unpublish_named("small").unwrap();
 }

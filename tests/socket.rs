@@ -11,7 +11,7 @@
 mod fake;
 
 use aufs_csi::csi::request::Policy;
-use aufs_csi::csi::server::{self, ServeError, Settings, Socket, SocketError};
+use aufs_csi::csi::server::{self, Observers, ServeError, Settings, Socket, SocketError};
 use aufs_csi::csi::v1;
 use aufs_csi::csi::v1::identity_client::IdentityClient;
 use aufs_csi::csi::v1::node_client::NodeClient;
@@ -41,6 +41,7 @@ const SHORT: Duration = Duration::from_millis(300);
 struct Server {
     dir: tempfile::TempDir,
     fake: Arc<Fake>,
+    observers: Observers,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<Result<(), ServeError>>,
 }
@@ -59,20 +60,32 @@ impl Server {
                 local_images: vec![PathBuf::from("/images")],
                 union: UnionRequest::Auto,
             },
+            registration: None,
+            topology: vec!["aufs-csi.dev/overlay".to_owned()],
             reply_within: PATIENCE,
             stop_within: PATIENCE,
+            look_every: Duration::from_millis(50),
         };
         change(&mut settings);
         let fake = Arc::new(Fake::default());
+        let observers = Observers::default();
+        observers.health.tested(Ok(()));
         let socket = Socket::bind(&dir.path().join("csi.sock")).await.unwrap();
         let (stop, stopped) = oneshot::channel();
-        let serving = tokio::spawn(server::serve(socket, Arc::clone(&fake), settings, async {
-            // Also where the test is over.
-            let _ = stopped.await;
-        }));
+        let serving = tokio::spawn(server::serve(
+            socket,
+            Arc::clone(&fake),
+            settings,
+            observers.clone(),
+            async {
+                // Also where the test is over.
+                let _ = stopped.await;
+            },
+        ));
         Server {
             dir,
             fake,
+            observers,
             stop: Some(stop),
             serving,
         }
@@ -674,7 +687,11 @@ async fn the_plugin_says_who_it_is_and_what_it_can() {
     assert!(server.is_alive().await);
     let mut node = server.node().await;
     let info = node.node_get_info(v1::NodeGetInfoRequest {}).await.unwrap();
-    assert_eq!(info.into_inner().node_id, "node-a");
+    let info = info.into_inner();
+    assert_eq!(info.node_id, "node-a");
+    let segments = info.accessible_topology.unwrap().segments;
+    let label = ("aufs-csi.dev/overlay".to_owned(), "true".to_owned());
+    assert_eq!(segments, [label].into());
     let reply = node
         .node_get_capabilities(v1::NodeGetCapabilitiesRequest {})
         .await
@@ -686,10 +703,128 @@ async fn the_plugin_says_who_it_is_and_what_it_can() {
         .into_iter()
         .map(|capability| capability.r#type)
         .collect();
-    let mount_group = Type::Rpc(Rpc {
-        r#type: rpc::Type::VolumeMountGroup.into(),
+    let expected = [rpc::Type::GetVolumeStats, rpc::Type::VolumeMountGroup];
+    let expected = expected.map(|kind| {
+        Some(Type::Rpc(Rpc {
+            r#type: kind.into(),
+        }))
     });
-    assert_eq!(types, [Some(mount_group)]);
+    assert_eq!(types, expected);
+}
+
+#[tokio::test]
+async fn a_probe_says_whether_calls_are_taken_and_what_the_node_lacks() {
+    let server = Server::start().await;
+    let mut identity = IdentityClient::new(server.channel().await);
+    let why = "no union filesystem works here".to_owned();
+    server.observers.health.tested(Err(why.clone()));
+    let status = identity.probe(v1::ProbeRequest {}).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(status.message(), why);
+    // It is alive all the same: a restart would not help.
+    aufs_csi::csi::liveness::ask(&server.path()).await.unwrap();
+    server.observers.health.tested(Ok(()));
+    assert!(server.is_alive().await);
+    server.observers.health.stopping();
+    assert!(!server.is_alive().await);
+    aufs_csi::csi::liveness::ask(&server.path()).await.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_at_the_socket_is_told_from_somebody() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("csi.sock");
+    let ask = || aufs_csi::csi::liveness::ask(&path);
+    assert!(ask().await.is_err(), "no socket");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let error = ask().await.unwrap_err();
+    assert!(error.to_string().contains("within 3s"), "{error}");
+    drop(listener);
+    assert!(ask().await.is_err(), "a stale socket");
+}
+
+#[tokio::test]
+async fn a_socket_whose_name_is_gone_or_anothers_is_made_again() {
+    let server = Server::start().await;
+    let path = server.path();
+    let inode = || path.symlink_metadata().map_or(0, |found| found.ino());
+    let mut before = server.node().await;
+    let gone = || std::fs::remove_file(&path).unwrap();
+    let anothers = || {
+        let other = server.dir.path().join("other");
+        drop(std::os::unix::net::UnixListener::bind(&other).unwrap());
+        std::fs::rename(&other, &path).unwrap();
+    };
+    for lose in [&gone as &dyn Fn(), &anothers] {
+        let old = inode();
+        lose();
+        let lost = inode();
+        until("a socket", || ![0, old, lost].contains(&inode())).await;
+        let mode = path.symlink_metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        assert!(in_time("a probe", server.is_alive()).await);
+        // Who was connected still is.
+        before
+            .node_get_info(v1::NodeGetInfoRequest {})
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_use_of_a_volume_is_told_where_it_is_published_and_nowhere_else() {
+    let server = Server::start().await;
+    server.publish(publish_request("v")).await.unwrap();
+    let mut node = server.node().await;
+    let request = |volume_id: &str, volume_path: &str| v1::NodeGetVolumeStatsRequest {
+        volume_id: volume_id.to_owned(),
+        volume_path: volume_path.to_owned(),
+        ..Default::default()
+    };
+    for (volume_id, path, code) in [
+        ("", &*target("v"), Code::InvalidArgument),
+        ("v", "", Code::InvalidArgument),
+        ("v", "some/path", Code::NotFound),
+        ("v", "/some/path", Code::NotFound),
+        ("w", &*target("v"), Code::NotFound),
+    ] {
+        let status = node
+            .node_get_volume_stats(request(volume_id, path))
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), code, "{volume_id} at {path}");
+    }
+    let reply = node
+        .node_get_volume_stats(request("v", &target("v")))
+        .await
+        .unwrap();
+    let [bytes, inodes] = &reply.into_inner().usage[..] else {
+        panic!("bytes and inodes");
+    };
+    assert_eq!((bytes.used, bytes.available), (7, 90));
+    assert_eq!(bytes.total, i64::MAX, "what does not fit is cut");
+    assert_eq!(bytes.unit, v1::volume_usage::Unit::Bytes as i32);
+    assert_eq!(inodes.unit, v1::volume_usage::Unit::Inodes as i32);
+}
+
+#[tokio::test]
+async fn calls_are_counted_by_method_and_code() {
+    let server = Server::start().await;
+    server.publish(publish_request("v")).await.unwrap();
+    let mut request = publish_request("w");
+    set(&mut request, "imge", "x");
+    server.publish(request).await.unwrap_err();
+    let text = server.observers.metrics.text();
+    for code in ["OK", "InvalidArgument"] {
+        let is_counted = |line: &str| {
+            line.starts_with("csi_plugin_operations_seconds_count{")
+                && line.contains("\"/csi.v1.Node/NodePublishVolume\"")
+                && line.contains(&format!("\"{code}\""))
+                && line.ends_with(" 1")
+        };
+        assert!(text.lines().any(is_counted), "{code}: {text}");
+    }
+    assert!(text.contains("aufs_csi_operations_in_flight 0"), "{text}");
 }
 
 #[tokio::test]
@@ -699,7 +834,7 @@ async fn other_calls_are_not_implemented() {
         "/csi.v1.Node/NodeStageVolume",
         "/csi.v1.Node/NodeUnstageVolume",
         "/csi.v1.Node/NodeExpandVolume",
-        "/csi.v1.Node/NodeGetVolumeStats",
+        "/csi.v1.Node/NodeGetVolumeHealth",
         "/csi.v1.Node/Nonsense",
         "/csi.v1.Controller/CreateVolume",
         "/csi.v1.Controller/ControllerGetCapabilities",

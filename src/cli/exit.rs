@@ -1,7 +1,8 @@
 //! Exit codes, those of `sysexits.h` where one fits. [`TABLE`] is also what
 //! `--help` shows.
 
-use crate::volume::ErrorKind;
+use crate::union::MountError;
+use crate::volume::{ErrorKind, VolumeError};
 use std::process::ExitCode;
 
 /// It failed, or `check` says no.
@@ -51,6 +52,20 @@ pub fn of(kind: ErrorKind) -> u8 {
     }
 }
 
+/// The code for a failure: where something is in the way, a person can move it,
+/// whatever the kind is called for others.
+pub fn of_error(error: &VolumeError) -> u8 {
+    match error {
+        VolumeError::TargetMounted { .. }
+        | VolumeError::TargetNotEmpty { .. }
+        | VolumeError::OtherTarget { .. }
+        | VolumeError::OtherVolume { .. }
+        | VolumeError::Covered { .. }
+        | VolumeError::Mount(MountError::Occupied { .. }) => CANNOT_CREATE,
+        _ => of(error.kind()),
+    }
+}
+
 /// What `main` returns.
 pub fn code(code: u8) -> ExitCode {
     ExitCode::from(code)
@@ -59,6 +74,32 @@ pub fn code(code: u8) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_in_the_way_has_a_code_of_its_own() {
+        let target = || std::path::PathBuf::from("/mnt");
+        let volume_id = || "v".to_owned();
+        for error in [
+            VolumeError::TargetMounted { target: target() },
+            VolumeError::TargetNotEmpty { target: target() },
+            VolumeError::Covered { target: target() },
+            VolumeError::OtherTarget {
+                volume_id: volume_id(),
+                target: target(),
+            },
+            VolumeError::OtherVolume {
+                volume_id: volume_id(),
+                target: target(),
+            },
+            VolumeError::OtherRequest {
+                volume_id: volume_id(),
+            },
+        ] {
+            assert_eq!(of_error(&error), CANNOT_CREATE, "{error}");
+        }
+        let missing = VolumeError::TargetMissing { target: target() };
+        assert_eq!(of_error(&missing), USAGE);
+    }
 
     #[test]
     fn every_code_is_in_the_table() {

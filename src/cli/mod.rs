@@ -24,8 +24,9 @@ use crate::csi::server::{ServeError, SocketError};
 use crate::host::linux::LinuxHost;
 use crate::image::platform::PlatformError;
 use crate::image::reference::ReferenceError;
+use crate::probes::BindError;
 use crate::telemetry;
-use crate::volume::{VolumeError, Volumes};
+use crate::volume::{VolumeError, VolumeOptions, Volumes};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::io;
@@ -74,6 +75,14 @@ pub enum CliError {
     /// An image source cannot be read.
     #[error("cannot read the image name")]
     Image(#[source] ReferenceError),
+    /// The path of a local image cannot be made absolute.
+    #[error("cannot use the path {} of an image", path.display())]
+    ImagePath {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The platform cannot be read.
     #[error("cannot read --platform")]
     Platform(#[source] PlatformError),
@@ -132,6 +141,9 @@ pub enum CliError {
     /// Signals cannot be waited for.
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
+    /// There is no address for probes and metrics.
+    #[error("cannot answer probes")]
+    Probes(#[source] BindError),
     /// There is no socket.
     #[error("cannot listen")]
     Socket(#[source] SocketError),
@@ -157,11 +169,13 @@ impl CliError {
             CliError::File { .. } => exit::CANNOT_CREATE,
             CliError::Output(_) => exit::IO,
             CliError::Open { source, .. } | CliError::Volume { source, .. } => {
-                exit::of(source.kind())
+                exit::of_error(source)
             }
             CliError::Unusable
             | CliError::Runtime(_)
+            | CliError::ImagePath { .. }
             | CliError::Signals(_)
+            | CliError::Probes(_)
             | CliError::Socket(_)
             | CliError::Serve(_) => exit::FAILURE,
         }
@@ -257,8 +271,12 @@ fn named(volumes: &Volumes, text: &str) -> Result<String, CliError> {
 /// Starts the logs and opens the store.
 fn open(common: CommonConfig) -> Result<Volumes, CliError> {
     telemetry::start(common.log_format, common.log_level);
-    let root = common.store.root.clone();
-    Volumes::open(common.store, Arc::new(LinuxHost)).map_err(|source| CliError::Open {
+    open_store(common.store)
+}
+
+fn open_store(options: VolumeOptions) -> Result<Volumes, CliError> {
+    let root = options.root.clone();
+    Volumes::open(options, Arc::new(LinuxHost)).map_err(|source| CliError::Open {
         root,
         source: Box::new(source),
     })

@@ -2,9 +2,8 @@
 
 use super::CliError;
 use super::progress::Shown;
-use super::stage::Choice;
-use crate::image::reference::Source;
-use crate::volume::{PublishRequest, Volumes};
+use super::stage::{Choice, source};
+use crate::volume::{Owner, PublishRequest, Volumes};
 use clap::builder::BoolishValueParser;
 use std::collections::BTreeMap;
 use std::io;
@@ -42,7 +41,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
-    let source: Source = args.image.parse().map_err(CliError::Image)?;
+    let source = source(&args.image)?;
     let platform = args.choice.platform()?;
     let target = resolve(&args.target)?;
     let name = target.to_str().ok_or_else(|| CliError::TargetName {
@@ -69,6 +68,8 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
         union: args.choice.union.into(),
         mount_group: None,
         attributes,
+        owner: Owner::Command,
+        pod: None,
     };
     let shown = Shown::start();
     let result = volumes.publish(&request, &shown);
@@ -86,7 +87,7 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
 }
 
 /// The directory as the kernel's mount table names it.
-pub(super) fn resolve(target: &Path) -> Result<PathBuf, CliError> {
+fn resolve(target: &Path) -> Result<PathBuf, CliError> {
     let error = |source| CliError::Target {
         path: target.to_owned(),
         source,

@@ -1,21 +1,41 @@
 //! `node`: the CSI plugin.
 
 use super::CliError;
+use crate::chain::Chain;
 use crate::config::{CommonConfig, NodeArgs, NodeConfig};
-use crate::csi::server::{self, REPLY_WITHIN, STOP_WITHIN, Settings, Socket};
-use crate::volume::Volumes;
-use std::sync::Arc;
+
+use crate::csi::server::{
+    self, LOOK_EVERY, Observers, REPLY_WITHIN, STOP_WITHIN, Settings, Socket,
+};
+use crate::probes::{Probes, Watched};
+use crate::telemetry::{self, Metrics};
+use crate::volume::upkeep::{DOUBT, Upkeep};
+use crate::volume::{VolumeOptions, Volumes};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::MissedTickBehavior;
 
 /// How long threads may still take after everything else has ended: they have
 /// had their time by then, and a killed operation is mended at the next start.
 const THREADS_WITHIN: Duration = Duration::from_millis(500);
+/// Threads of the runtime, which only hand calls on to threads of their own.
+const RUNTIME_THREADS: usize = 2;
+/// How long a thread that worked for a call waits for the next one.
+const THREAD_KEPT: Duration = Duration::from_secs(2);
+/// How often kubelet's directories are looked at for volumes that it has
+/// forgotten, and layers are flushed that a publish has staged.
+const UPKEEP_EVERY: Duration = Duration::from_secs(30);
 
 /// Serve as the CSI plugin of this node, until SIGTERM or SIGINT
 ///
-/// Serves the CSI Identity and Node services on a unix socket. All faults of the
-/// configuration are reported at once, with exit code 64.
+/// Puts right what an earlier process left, tests the node, serves the CSI
+/// Identity and Node services on a unix socket, and registers itself with
+/// kubelet. All faults of the configuration are reported at once, with exit
+/// code 64.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -23,8 +43,142 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(common: CommonConfig, node: NodeConfig) -> Result<(), CliError> {
-    let volumes = super::open(common)?;
-    // Before anybody asks for a volume, so that the first one need not wait.
+    telemetry::start(common.log_format, common.log_level);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .thread_keep_alive(THREAD_KEPT)
+        .enable_all()
+        .build()
+        .map_err(CliError::Runtime)?;
+    let result = runtime.block_on(serve(common.store, node));
+    runtime.shutdown_timeout(THREADS_WITHIN);
+    result
+}
+
+/// A signal to stop.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, CliError> {
+        Ok(Stop {
+            terminate: signal(SignalKind::terminate()).map_err(CliError::Signals)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(CliError::Signals)?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError> {
+    // Before any socket is there, so that no signal can miss its removal.
+    let mut stop = Stop::new()?;
+    let observers = Observers::default();
+    let known = Arc::new(OnceLock::new());
+    // First of all, so that a long recovery is not taken for a hanging process.
+    let _probes = answer_probes(&node, &observers, &known).await?;
+    let root = node.policy.kubelet_root.clone();
+    let metrics = observers.metrics.clone();
+    let starting = blocking(move || start(options, &root, &metrics));
+    let volumes = tokio::select! {
+        volumes = starting => Arc::new(volumes?),
+        () = stop.asked() => return Ok(()),
+    };
+    // Nobody else sets it.
+    let _ = known.set(Arc::clone(&volumes));
+    let topology = examine(&volumes, &node, &observers);
+    let socket = Socket::bind(&node.socket).await.map_err(CliError::Socket)?;
+    tracing::info!(
+        socket = %node.socket.display(),
+        node.id = node.node_id,
+        version = env!("CARGO_PKG_VERSION"),
+        "serving"
+    );
+    let _upkeep = Task(tokio::spawn(keep_up(
+        Arc::clone(&volumes),
+        node.policy.kubelet_root.clone(),
+        observers.metrics.clone(),
+    )));
+    let settings = Settings {
+        node_id: node.node_id,
+        policy: node.policy,
+        registration: node.registration,
+        topology,
+        reply_within: REPLY_WITHIN,
+        stop_within: STOP_WITHIN,
+        look_every: LOOK_EVERY,
+    };
+    server::serve(socket, volumes, settings, observers, async move {
+        stop.asked().await;
+    })
+    .await
+    .map_err(CliError::Serve)
+}
+
+/// A task that ends when it is not wanted any more.
+struct Task(tokio::task::JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Serves probes and metrics, if they are wanted.
+async fn answer_probes(
+    node: &NodeConfig,
+    observers: &Observers,
+    known: &Arc<OnceLock<Arc<Volumes>>>,
+) -> Result<Option<Task>, CliError> {
+    let Some(address) = node.http_address else {
+        return Ok(None);
+    };
+    let probes = Probes::bind(address).await.map_err(CliError::Probes)?;
+    let bound: Option<SocketAddr> = probes.address().ok();
+    tracing::info!(
+        address = bound.map(tracing::field::display),
+        "answering probes"
+    );
+    let known = Arc::clone(known);
+    let watched = Watched {
+        health: observers.health.clone(),
+        metrics: observers.metrics.clone(),
+        socket: node.socket.clone(),
+        count: Arc::new(move |metrics| count(known.get(), metrics)),
+    };
+    Ok(Some(Task(tokio::spawn(probes.serve(watched)))))
+}
+
+/// Counts what the node holds.
+fn count(volumes: Option<&Arc<Volumes>>, metrics: &Metrics) {
+    let Some(volumes) = volumes else {
+        return;
+    };
+    match volumes.holdings() {
+        Ok(holdings) => metrics.holdings(&holdings),
+        Err(error) => tracing::warn!(error = %Chain(&error), "cannot count volumes and layers"),
+    }
+}
+
+/// Opens the store, puts right what an earlier process left, and tests the node
+/// with real mounts.
+fn start(
+    options: VolumeOptions,
+    kubelet_root: &Path,
+    metrics: &Metrics,
+) -> Result<Volumes, CliError> {
+    let volumes = super::open_store(options)?;
+    let upkeep = volumes
+        .recover(kubelet_root)
+        .map_err(CliError::volume("recover", "volumes"))?;
+    note(&upkeep, metrics);
     let probe = volumes
         .probe_afresh()
         .map_err(CliError::volume("test", "this node"))?;
@@ -34,39 +188,71 @@ pub(super) fn run(common: CommonConfig, node: NodeConfig) -> Result<(), CliError
         kernel = probe.kernel,
         "self-test made"
     );
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::Runtime)?;
-    let result = runtime.block_on(serve(volumes, node));
-    runtime.shutdown_timeout(THREADS_WITHIN);
-    result
+    Ok(volumes)
 }
 
-async fn serve(volumes: Volumes, node: NodeConfig) -> Result<(), CliError> {
-    // Before the socket is there, so that no signal can miss its removal.
-    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Signals)?;
-    let socket = Socket::bind(&node.socket).await.map_err(CliError::Socket)?;
-    tracing::info!(
-        socket = %node.socket.display(),
-        node.id = node.node_id,
-        version = env!("CARGO_PKG_VERSION"),
-        "serving"
-    );
-    let settings = Settings {
-        node_id: node.node_id,
-        policy: node.policy,
-        reply_within: REPLY_WITHIN,
-        stop_within: STOP_WITHIN,
-    };
-    let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+/// What the node can do: for probes, for metrics, and as keys of labels.
+fn examine(volumes: &Volumes, node: &NodeConfig, observers: &Observers) -> Vec<String> {
+    let mut topology = Vec::new();
+    for (name, works) in volumes.unions() {
+        observers.metrics.union_usable(name, works);
+        if works {
+            topology.push(format!("{}/{name}", crate::DRIVER_NAME));
         }
-    };
-    server::serve(socket, Arc::new(volumes), settings, stop)
-        .await
-        .map_err(CliError::Serve)
+    }
+    let usable = volumes
+        .can_publish(node.policy.union, &node.policy.kubelet_root)
+        .map_err(|error| Chain(&error).to_string());
+    if let Err(why) = &usable {
+        tracing::error!(why, "volumes cannot be published on this node");
+    }
+    observers.health.tested(usable);
+    topology
+}
+
+/// Looks after volumes from time to time, for as long as the plugin serves.
+async fn keep_up(volumes: Arc<Volumes>, kubelet_root: PathBuf, metrics: Metrics) {
+    let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first tick is at once, just after recovery.
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let (volumes, root, metrics) =
+            (Arc::clone(&volumes), kubelet_root.clone(), metrics.clone());
+        blocking(move || {
+            match volumes.reap(&root, DOUBT) {
+                Ok(upkeep) => note(&upkeep, &metrics),
+                Err(error) => tracing::warn!(error = %Chain(&error), "cannot look after volumes"),
+            }
+            if let Err(error) = volumes.flush() {
+                tracing::warn!(error = %Chain(&error), "cannot flush layers");
+            }
+        })
+        .await;
+    }
+}
+
+fn note(upkeep: &Upkeep, metrics: &Metrics) {
+    for kind in &upkeep.done {
+        metrics.repaired(kind);
+    }
+    metrics.stuck(upkeep.stuck);
+}
+
+/// Work that waits for disks, on a thread of its own. A panic in it is one here.
+fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = T> {
+    let working = tokio::task::spawn_blocking(work);
+    async move {
+        match working.await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // Nobody cancels it but the runtime, when it ends.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
 }

@@ -102,12 +102,28 @@ impl Choice {
     }
 }
 
+/// An image by its name. A local one is known by its absolute path, for the same
+/// relative path is another image elsewhere.
+pub(super) fn source(text: &str) -> Result<Source, CliError> {
+    let mut source: Source = text.parse().map_err(CliError::Image)?;
+    if let Source::OciDirectory { path, .. }
+    | Source::OciArchive { path, .. }
+    | Source::DockerArchive { path, .. } = &mut source
+    {
+        *path = std::path::absolute(&path).map_err(|source| CliError::ImagePath {
+            path: path.clone(),
+            source,
+        })?;
+    }
+    Ok(source)
+}
+
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
     // All names are read before the first image is staged.
     let sources: Vec<Source> = args
         .images
         .iter()
-        .map(|image| image.parse().map_err(CliError::Image))
+        .map(|image| source(image))
         .collect::<Result<_, _>>()?;
     let platform = args.choice.platform()?;
     let mut staged = Vec::with_capacity(sources.len());

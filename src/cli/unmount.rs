@@ -1,22 +1,21 @@
 //! `unmount`: unpublishing a volume with no cluster.
 
-use super::{CliError, mount};
+use super::{CliError, named};
 use crate::volume::Volumes;
-use std::path::PathBuf;
 
 /// Unmount a volume and throw its writable layer away
 ///
-/// The directory itself stays.
+/// A directory that was there before the volume stays.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The directory where the volume is mounted.
+    /// The directory where the volume is mounted, or the volume's id.
     #[arg(value_name = "TARGET")]
-    target: PathBuf,
+    target: String,
 }
 
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
-    let target = mount::resolve(&args.target)?;
+    let volume = named(volumes, &args.target)?;
     volumes
-        .unmount_target(&target)
-        .map_err(CliError::volume("unmount", &target.to_string_lossy()))
+        .unpublish_named(&volume)
+        .map_err(CliError::volume("unmount", &args.target))
 }

@@ -9,7 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 /// List the volumes of this node
 ///
 /// An incomplete volume is one whose mounting was interrupted; the next attempt,
-/// or the next start of the plugin, clears it away.
+/// or the next start of the plugin, clears it away. A returning one waits to be
+/// mounted again with what was written to it, after a reboot for example.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -41,6 +42,7 @@ fn state(state: VolumeState, is_read_only: bool) -> &'static str {
         (VolumeState::Mounted, true) => "read-only",
         (VolumeState::Mounted, false) => "writable",
         (VolumeState::Intended, _) => "incomplete",
+        (VolumeState::Returning, _) => "returning",
         (VolumeState::Leaving, _) => "leaving",
     }
 }

@@ -1,8 +1,8 @@
 //! The Identity service: name, version, and whether calls are taken.
 
+use super::health::{Answer, Health};
 use super::v1::identity_server::Identity;
-use super::{DRIVER_NAME, v1};
-use tokio::sync::watch;
+use super::{DRIVER_NAME, status, v1};
 use tonic::{Request, Response, Status};
 
 /// The plugin's version.
@@ -12,13 +12,13 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// answered whatever they are doing.
 #[derive(Debug, Clone)]
 pub struct IdentityService {
-    stopping: watch::Receiver<bool>,
+    health: Health,
 }
 
 impl IdentityService {
-    /// A service that is ready until `stopping` says true.
-    pub fn new(stopping: watch::Receiver<bool>) -> Self {
-        IdentityService { stopping }
+    /// A service that answers as `health` has it.
+    pub fn new(health: Health) -> Self {
+        IdentityService { health }
     }
 }
 
@@ -46,9 +46,12 @@ impl Identity for IdentityService {
         &self,
         _: Request<v1::ProbeRequest>,
     ) -> Result<Response<v1::ProbeResponse>, Status> {
-        // The store is opened and recovered before the socket is there.
-        Ok(Response::new(v1::ProbeResponse {
-            ready: Some(!*self.stopping.borrow()),
-        }))
+        let ready = match self.health.answer() {
+            Answer::Ready => true,
+            Answer::NotReady => false,
+            // The specification's code for a dependency that is missing.
+            Answer::Unusable(reason) => return Err(status::unusable(reason)),
+        };
+        Ok(Response::new(v1::ProbeResponse { ready: Some(ready) }))
     }
 }

@@ -1,22 +1,32 @@
 //! The Container Storage Interface: sockets and messages.
 //!
 //! ```text
-//! server      the socket, the services on it, draining
-//! identity    who we are
-//! node        decode → volumes → encode
-//! request     messages → typed requests (pure)
-//! operations  at most one operation per volume; it outlives the call that began it
-//! status      the one table from errors to gRPC codes
+//! server        the services on their sockets, draining
+//! socket        sockets: for one owner, made again when their name is lost
+//! registration  what kubelet is told of the plugin
+//! authority     kubelet's registration calls, put right
+//! identity      who we are
+//! node          decode → volumes → encode
+//! request       messages → typed requests (pure)
+//! operations    at most one operation per volume; it outlives the call that began it
+//! health        what is right and wrong, for probes
+//! liveness      the plugin asked through its own socket
+//! status        the one table from errors to gRPC codes
 //! ```
 //!
 //! **Invariant:** nothing outside this module knows gRPC, and nothing in it
 //! touches a filesystem but the socket. Disk work happens on threads of its own.
 
+mod authority;
+pub mod health;
 pub mod identity;
+pub mod liveness;
 pub mod node;
 mod operations;
+pub mod registration;
 pub mod request;
 pub mod server;
+mod socket;
 pub mod status;
 
 /// The messages, clients and servers that `proto/csi.proto` generates.
@@ -42,12 +52,21 @@ pub mod v1 {
     }
 }
 
-/// The plugin's name, as in the CSIDriver object and in pods. It never changes:
-/// pods and the records of kubelet have it.
-pub const DRIVER_NAME: &str = "aufs-csi.dev";
+/// The messages, clients and servers that `proto/pluginregistration.proto`
+/// generates.
+#[doc(hidden)]
+#[expect(
+    clippy::allow_attributes_without_reason,
+    reason = "generated code; its documentation is proto/pluginregistration.proto"
+)]
+pub mod registration_v1 {
+    tonic::include_proto!("pluginregistration");
+}
 
+use crate::DRIVER_NAME;
 use crate::stage::Progress;
-use crate::volume::{ErrorKind, PublishRequest, VolumeError, Volumes};
+use crate::volume::stats::Usage;
+use crate::volume::{ErrorKind, PublishRequest, UnpublishRequest, VolumeError, Volumes};
 use request::Wanted;
 use std::error::Error;
 use std::path::Path;
@@ -73,7 +92,10 @@ pub trait VolumeService: Send + Sync + 'static {
     -> Result<(), Self::Error>;
 
     /// Takes a volume away; an unknown one is fine.
-    fn unpublish(&self, volume_id: &str, target: &Path) -> Result<(), Self::Error>;
+    fn unpublish(&self, request: &UnpublishRequest) -> Result<(), Self::Error>;
+
+    /// How full a volume is.
+    fn usage(&self, volume_id: &str, target: &Path) -> Result<Usage, Self::Error>;
 }
 
 impl Kinded for VolumeError {
@@ -104,7 +126,11 @@ impl VolumeService for Volumes {
         Volumes::publish(self, request, progress).map(|_| ())
     }
 
-    fn unpublish(&self, volume_id: &str, target: &Path) -> Result<(), VolumeError> {
-        Volumes::unpublish(self, volume_id, target)
+    fn unpublish(&self, request: &UnpublishRequest) -> Result<(), VolumeError> {
+        Volumes::unpublish(self, request)
+    }
+
+    fn usage(&self, volume_id: &str, target: &Path) -> Result<Usage, VolumeError> {
+        Volumes::usage(self, volume_id, target)
     }
 }

@@ -1,13 +1,18 @@
 //! The Node service: each method decodes, calls and encodes.
 
 use super::operations::{Operation, Operations};
-use super::request::{self, Policy};
+use super::request::{self, Policy, Wanted};
 use super::v1::node_server::Node;
 use super::v1::node_service_capability::{Rpc, Type, rpc};
+use super::v1::volume_usage::Unit;
 use super::{VolumeService, status, v1};
+use crate::volume::stats::Amount;
+use crate::volume::{Pod, UnpublishRequest};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 use tonic::{Code, Request, Response, Status};
+use tracing::Instrument as _;
 
 /// Publishes and unpublishes volumes.
 #[derive(Debug)]
@@ -15,6 +20,7 @@ pub struct NodeService<S> {
     volumes: Arc<S>,
     policy: Arc<Policy>,
     node_id: String,
+    topology: Vec<String>,
     operations: Arc<Operations>,
 }
 
@@ -25,6 +31,7 @@ impl<S> Clone for NodeService<S> {
             volumes: Arc::clone(&self.volumes),
             policy: Arc::clone(&self.policy),
             node_id: self.node_id.clone(),
+            topology: self.topology.clone(),
             operations: Arc::clone(&self.operations),
         }
     }
@@ -35,19 +42,19 @@ impl<S: VolumeService> NodeService<S> {
         volumes: Arc<S>,
         policy: Policy,
         node_id: String,
+        topology: Vec<String>,
         operations: Arc<Operations>,
     ) -> Self {
         NodeService {
             volumes,
             policy: Arc::new(policy),
             node_id,
+            topology,
             operations,
         }
     }
 
-    async fn publish(&self, request: v1::NodePublishVolumeRequest) -> Result<(), Status> {
-        let wanted =
-            request::wanted(request, &self.policy).map_err(|error| status::of_request(&error))?;
+    async fn publish(&self, wanted: Wanted) -> Result<(), Status> {
         let volume_id = wanted.volume_id.clone();
         let operation = Operation::Publish(Box::new(wanted.clone()));
         let volumes = Arc::clone(&self.volumes);
@@ -65,19 +72,49 @@ impl<S: VolumeService> NodeService<S> {
             .await
     }
 
-    async fn unpublish(&self, request: v1::NodeUnpublishVolumeRequest) -> Result<(), Status> {
-        let unwanted = request::unwanted(request).map_err(|error| status::of_request(&error))?;
-        let volume_id = unwanted.volume_id.clone();
-        let operation = Operation::Unpublish(unwanted.target.clone());
+    async fn unpublish(&self, request: UnpublishRequest) -> Result<(), Status> {
+        let volume_id = request.volume_id.clone();
+        let operation = Operation::Unpublish(request.target.clone());
         let volumes = Arc::clone(&self.volumes);
         self.operations
             .run(&volume_id, operation, move |_| {
                 volumes
-                    .unpublish(&unwanted.volume_id, &unwanted.target)
+                    .unpublish(&request)
                     .map_err(|error| status::of_operation(&error))
             })
             .await
     }
+
+    async fn usage(
+        &self,
+        request: v1::NodeGetVolumeStatsRequest,
+    ) -> Result<Vec<v1::VolumeUsage>, Status> {
+        let (volume_id, path) =
+            request::usage(request).map_err(|error| status::of_request(&error))?;
+        let volumes = Arc::clone(&self.volumes);
+        let asked = tokio::task::spawn_blocking(move || {
+            volumes
+                .usage(&volume_id, &path)
+                .map_err(|error| status::of_operation(&error))
+        });
+        let usage = asked
+            .await
+            .map_err(|_| status::bug("counting what the volume uses"))??;
+        let message = |unit: Unit, amount: Amount| v1::VolumeUsage {
+            available: signed(amount.available),
+            total: signed(amount.total),
+            used: signed(amount.used),
+            unit: unit.into(),
+        };
+        Ok(vec![
+            message(Unit::Bytes, usage.bytes),
+            message(Unit::Inodes, usage.inodes),
+        ])
+    }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 #[tonic::async_trait]
@@ -87,12 +124,19 @@ impl<S: VolumeService> Node for NodeService<S> {
         request: Request<v1::NodePublishVolumeRequest>,
     ) -> Result<Response<v1::NodePublishVolumeResponse>, Status> {
         let request = request.into_inner();
-        let call = Call::begin(
+        let mut call = Call::begin(
             "NodePublishVolume",
             &request.volume_id,
             &request.target_path,
         );
-        let result = self.publish(request).await;
+        let result = match request::wanted(request) {
+            Ok(wanted) => {
+                call.pod = wanted.pod.clone();
+                let span = call.span();
+                self.publish(wanted).instrument(span).await
+            }
+            Err(error) => Err(status::of_request(&error)),
+        };
         call.end(&result);
         result.map(|()| Response::new(v1::NodePublishVolumeResponse {}))
     }
@@ -107,24 +151,42 @@ impl<S: VolumeService> Node for NodeService<S> {
             &request.volume_id,
             &request.target_path,
         );
-        let result = self.unpublish(request).await;
+        let result = match request::unpublish(request, &self.policy) {
+            Ok(request) => self.unpublish(request).instrument(call.span()).await,
+            Err(error) => Err(status::of_request(&error)),
+        };
         call.end(&result);
         result.map(|()| Response::new(v1::NodeUnpublishVolumeResponse {}))
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<v1::NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<v1::NodeGetVolumeStatsResponse>, Status> {
+        // kubelet asks for every volume each minute, so it is not logged.
+        let usage = self.usage(request.into_inner()).await?;
+        Ok(Response::new(v1::NodeGetVolumeStatsResponse { usage }))
     }
 
     async fn node_get_capabilities(
         &self,
         _: Request<v1::NodeGetCapabilitiesRequest>,
     ) -> Result<Response<v1::NodeGetCapabilitiesResponse>, Status> {
-        // kubelet leaves fsGroup to a plugin that says so. If this one did not,
-        // kubelet would change every file of the image, and so copy all of it up.
-        let mount_group = v1::NodeServiceCapability {
-            r#type: Some(Type::Rpc(Rpc {
-                r#type: rpc::Type::VolumeMountGroup.into(),
-            })),
-        };
+        let capabilities = [
+            rpc::Type::GetVolumeStats,
+            // kubelet leaves fsGroup to a plugin that says so. If this one did
+            // not, kubelet would change every file of the image, and so copy all
+            // of it up.
+            rpc::Type::VolumeMountGroup,
+        ];
         Ok(Response::new(v1::NodeGetCapabilitiesResponse {
-            capabilities: vec![mount_group],
+            capabilities: capabilities
+                .map(|capability| v1::NodeServiceCapability {
+                    r#type: Some(Type::Rpc(Rpc {
+                        r#type: capability.into(),
+                    })),
+                })
+                .into(),
         }))
     }
 
@@ -136,7 +198,15 @@ impl<S: VolumeService> Node for NodeService<S> {
         Ok(Response::new(v1::NodeGetInfoResponse {
             node_id: self.node_id.clone(),
             max_volumes_per_node: 0,
-            accessible_topology: None,
+            // One key for each thing the node can do and none whose value could
+            // change: kubelet refuses a plugin that contradicts a label.
+            accessible_topology: (!self.topology.is_empty()).then(|| v1::Topology {
+                segments: self
+                    .topology
+                    .iter()
+                    .map(|key| (key.clone(), "true".to_owned()))
+                    .collect::<HashMap<_, _>>(),
+            }),
         }))
     }
 }
@@ -147,6 +217,7 @@ struct Call {
     rpc: &'static str,
     volume_id: String,
     target: String,
+    pod: Option<Pod>,
     began: Instant,
     is_logged: bool,
 }
@@ -155,21 +226,32 @@ impl Call {
     fn begin(rpc: &'static str, volume_id: &str, target: &str) -> Self {
         Call {
             rpc,
-            volume_id: volume_id.to_owned(),
-            target: target.to_owned(),
+            volume_id: volume_id.escape_debug().to_string(),
+            target: target.escape_debug().to_string(),
+            pod: None,
             began: Instant::now(),
             is_logged: false,
         }
     }
 
+    /// For every line that is logged in the course of the call.
+    fn span(&self) -> tracing::Span {
+        tracing::info_span!(
+            "volume",
+            volume.id = self.volume_id,
+            pod = self.pod.as_ref().map(tracing::field::display),
+        )
+    }
+
     fn end(mut self, result: &Result<(), Status>) {
         self.is_logged = true;
+        let _in_span = self.span().entered();
         let Err(status) = result else {
             tracing::info!(
-                volume.id = %self.volume_id.escape_debug(),
-                volume.path = %self.target.escape_debug(),
+                volume.path = self.target,
                 duration_ms = self.milliseconds(),
-                "{}", self.rpc
+                "{}",
+                self.rpc
             );
             return;
         };
@@ -180,8 +262,7 @@ impl Call {
             Code::Internal | Code::DataLoss | Code::Unknown
         ) {
             tracing::error!(
-                volume.id = %self.volume_id.escape_debug(),
-                volume.path = %self.target.escape_debug(),
+                volume.path = self.target,
                 duration_ms = self.milliseconds(),
                 code = ?status.code(),
                 error = status.message(),
@@ -189,8 +270,7 @@ impl Call {
             );
         } else {
             tracing::warn!(
-                volume.id = %self.volume_id.escape_debug(),
-                volume.path = %self.target.escape_debug(),
+                volume.path = self.target,
                 duration_ms = self.milliseconds(),
                 code = ?status.code(),
                 error = status.message(),
@@ -207,11 +287,12 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.is_logged {
+            let _in_span = self.span().entered();
             tracing::warn!(
-                volume.id = %self.volume_id.escape_debug(),
-                volume.path = %self.target.escape_debug(),
+                volume.path = self.target,
                 duration_ms = self.milliseconds(),
-                "{}: the caller left before the answer; work goes on", self.rpc
+                "{}: the caller left before the answer; work goes on",
+                self.rpc
             );
         }
     }

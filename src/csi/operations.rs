@@ -8,6 +8,7 @@ pub(super) use latest::Latest;
 
 use super::request::Wanted;
 use super::status;
+use crate::telemetry::Metrics;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Status;
+use tracing::Instrument as _;
 
 /// How an operation ended.
 type Outcome = Result<(), Status>;
@@ -55,6 +57,7 @@ pub(super) struct Operations {
     /// How long it still waits once the plugin is being stopped.
     stop_within: Duration,
     stopping: watch::Receiver<bool>,
+    metrics: Metrics,
 }
 
 impl Operations {
@@ -62,12 +65,14 @@ impl Operations {
         reply_within: Duration,
         stop_within: Duration,
         stopping: watch::Receiver<bool>,
+        metrics: Metrics,
     ) -> Self {
         Operations {
             running: Mutex::default(),
             reply_within,
             stop_within,
             stopping,
+            metrics,
         }
     }
 
@@ -153,11 +158,15 @@ impl Operations {
         });
         vacant.insert(Arc::clone(&running));
         drop(all);
+        self.metrics.operation_began();
         let doing = operation.doing();
         let operations = Arc::clone(self);
         let volume_id = volume_id.to_owned();
-        tokio::spawn(async move {
-            let done = tokio::task::spawn_blocking(move || work(&latest));
+        // Lines of the work name the volume and the pod as those of the call do.
+        let span = tracing::Span::current();
+        let working = span.clone();
+        let ended = async move {
+            let done = tokio::task::spawn_blocking(move || working.in_scope(|| work(&latest)));
             let outcome = match done.await {
                 Ok(outcome) => outcome,
                 Err(error) if error.is_panic() => Err(status::bug(doing)),
@@ -166,6 +175,7 @@ impl Operations {
             // Out of the list before anybody hears of the end, so that whoever
             // does can start anew.
             operations.lock().remove(&volume_id);
+            operations.metrics.operation_ended();
             let code = outcome.as_ref().err().map(Status::code);
             let error = outcome
                 .as_ref()
@@ -173,13 +183,13 @@ impl Operations {
                 .map(|status| status.message().to_owned());
             if sender.send(Some(outcome)).is_err() {
                 tracing::info!(
-                    volume.id = volume_id,
                     code = code.map(tracing::field::debug),
                     error,
                     "ended {doing} after all callers had left"
                 );
             }
-        });
+        };
+        tokio::spawn(ended.instrument(span));
         Ok(running)
     }
 

@@ -7,7 +7,7 @@ use super::v1::volume_capability::access_mode::Mode;
 use crate::image::reference::Source;
 use crate::union::probe::UnionRequest;
 use crate::volume::attributes::{AttributeError, Attributes};
-use crate::volume::{ErrorKind, PublishRequest};
+use crate::volume::{ErrorKind, Owner, Pod, PublishRequest, UnpublishRequest};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
@@ -16,6 +16,12 @@ use std::path::{Component, Path, PathBuf};
 const KUBELET_PREFIX: &str = "csi.storage.k8s.io/";
 /// The one that says that the volume is inline in a pod.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+/// Those that say which pod that is.
+const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
+const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
+const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
+/// Longest of these in bytes: more is no name of an object.
+const MAX_POD_BYTES: usize = 253;
 /// Longest volume id in bytes: what the specification allows any string.
 const MAX_VOLUME_ID_BYTES: usize = 128;
 /// Longest target path in bytes, the kernel's limit without the final NUL.
@@ -49,15 +55,10 @@ pub struct Wanted {
     pub mount_group: Option<u32>,
     /// The attributes that the pod's author wrote.
     pub attributes: BTreeMap<String, String>,
-}
-
-/// A volume that is not wanted any more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unwanted {
-    /// The caller's id of the volume.
-    pub volume_id: String,
-    /// Where it was published.
-    pub target: PathBuf,
+    /// Whether kubelet says that the volume is inline in a pod.
+    pub is_ephemeral: bool,
+    /// Which pod that is.
+    pub pod: Option<Pod>,
 }
 
 /// Why a request cannot be obeyed.
@@ -142,19 +143,12 @@ impl RequestError {
     }
 }
 
-/// Checks everything of a publish request but the pod's own attributes, which
-/// do not matter for a volume that is published already.
-pub fn wanted(
-    request: v1::NodePublishVolumeRequest,
-    policy: &Policy,
-) -> Result<Wanted, RequestError> {
+/// Checks the form of a publish request: everything but the pod's attributes and
+/// what the operator allows, neither of which matters for a volume that is
+/// published already.
+pub fn wanted(request: v1::NodePublishVolumeRequest) -> Result<Wanted, RequestError> {
     let volume_id = volume_id(request.volume_id)?;
     let target = target(&request.target_path)?;
-    if !target.starts_with(&policy.kubelet_root) || target == policy.kubelet_root {
-        return Err(RequestError::TargetOutside {
-            root: policy.kubelet_root.clone(),
-        });
-    }
     let capability = request.volume_capability.ok_or(RequestError::Missing {
         field: "volume_capability",
     })?;
@@ -188,18 +182,27 @@ pub fn wanted(
     };
     let read_only = request.readonly || only_read;
     let mount_group = mount_group(&mount.volume_mount_group)?;
-    let mut attributes = BTreeMap::new();
-    let mut is_ephemeral = false;
-    for (key, value) in request.volume_context {
-        if key == EPHEMERAL {
-            is_ephemeral = value == "true";
-        } else if !key.starts_with(KUBELET_PREFIX) {
-            attributes.insert(key, value);
-        }
-    }
-    if !is_ephemeral {
-        return Err(RequestError::NotEphemeral);
-    }
+    let context = |key| request.volume_context.get(key);
+    let is_ephemeral = context(EPHEMERAL).is_some_and(|value| value == "true");
+    // For logs only, so what is no name is left out rather than refused.
+    let name = |key| {
+        context(key)
+            .filter(|name| name.len() <= MAX_POD_BYTES && !name.chars().any(char::is_control))
+            .cloned()
+    };
+    let pod = match (name(POD_NAMESPACE), name(POD_NAME)) {
+        (Some(namespace), Some(pod)) => Some(Pod {
+            namespace,
+            name: pod,
+            uid: name(POD_UID).unwrap_or_default(),
+        }),
+        _ => None,
+    };
+    let attributes: BTreeMap<String, String> = request
+        .volume_context
+        .into_iter()
+        .filter(|(key, _)| !key.starts_with(KUBELET_PREFIX))
+        .collect();
     Ok(Wanted {
         volume_id,
         target,
@@ -207,11 +210,21 @@ pub fn wanted(
         // The group is there to write.
         mount_group: mount_group.filter(|_| !read_only),
         attributes,
+        is_ephemeral,
+        pod,
     })
 }
 
 /// Checks the pod's attributes, and what the operator allows.
 pub fn publish(wanted: &Wanted, policy: &Policy) -> Result<PublishRequest, RequestError> {
+    if !is_below(&wanted.target, &policy.kubelet_root) {
+        return Err(RequestError::TargetOutside {
+            root: policy.kubelet_root.clone(),
+        });
+    }
+    if !wanted.is_ephemeral {
+        return Err(RequestError::NotEphemeral);
+    }
     let attributes = Attributes::parse(&wanted.attributes, wanted.read_only)
         .and_then(Attributes::supported)
         .map_err(RequestError::Attributes)?;
@@ -233,17 +246,41 @@ pub fn publish(wanted: &Wanted, policy: &Policy) -> Result<PublishRequest, Reque
         union: union(attributes.union, policy.union)?,
         mount_group: wanted.mount_group,
         attributes: wanted.attributes.clone(),
+        owner: Owner::Plugin,
+        pod: wanted.pod.clone(),
     })
 }
 
 /// Checks an unpublish request. The target may be anywhere: where the operator
-/// has moved kubelet's directory, the volumes of before must still go away, and
-/// only what a record of ours names is touched.
-pub fn unwanted(request: v1::NodeUnpublishVolumeRequest) -> Result<Unwanted, RequestError> {
-    Ok(Unwanted {
+/// has moved kubelet's directory, the volumes of before must still go away. What
+/// no record names is touched only in kubelet's directory, where a target is one
+/// volume's and nobody else's.
+pub fn unpublish(
+    request: v1::NodeUnpublishVolumeRequest,
+    policy: &Policy,
+) -> Result<UnpublishRequest, RequestError> {
+    let target = target(&request.target_path)?;
+    Ok(UnpublishRequest {
         volume_id: volume_id(request.volume_id)?,
-        target: target(&request.target_path)?,
+        clear_target: is_below(&target, &policy.kubelet_root),
+        target,
     })
+}
+
+/// Checks a request for a volume's statistics.
+pub fn usage(request: v1::NodeGetVolumeStatsRequest) -> Result<(String, PathBuf), RequestError> {
+    let volume_id = volume_id(request.volume_id)?;
+    if request.volume_path.is_empty() {
+        return Err(RequestError::Missing {
+            field: "volume_path",
+        });
+    }
+    // Compared with the volume's own, so that any other text is just another path.
+    Ok((volume_id, PathBuf::from(request.volume_path)))
+}
+
+fn is_below(path: &Path, root: &Path) -> bool {
+    path.starts_with(root) && path != root
 }
 
 fn volume_id(id: String) -> Result<String, RequestError> {

@@ -1,30 +1,35 @@
-//! The socket, the services on it, and how they end.
+//! The services on their sockets, and how they end.
+//!
+//! The socket of the CSI services is there before the one for registration, and
+//! goes after it: whoever reads in the latter that the plugin is there can call
+//! it at once.
 
 use super::VolumeService;
+use super::authority::Localhost;
+use super::health::Health;
 use super::identity::IdentityService;
 use super::node::NodeService;
 use super::operations::Operations;
+use super::registration::{Registered, RegistrationService, RegistrationSettings};
+use super::registration_v1::registration_server::RegistrationServer;
 use super::request::Policy;
+use super::socket::KeptSocket;
+pub use super::socket::{Socket, SocketError};
 use super::v1::identity_server::{IdentityServer, SERVICE_NAME as IDENTITY};
 use super::v1::node_server::{NodeServer, SERVICE_NAME as NODE};
-use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use crate::telemetry::Metrics;
 use std::convert::Infallible;
-use std::fs::{DirBuilder, File, Metadata};
 use std::future::Future;
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::Status;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_stream::StreamExt;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::transport::Server;
+use tonic::{Code, Status};
 
 /// How long a call waits for its work. kubelet waits two minutes for the whole
 /// of a mount, of which it spends some on other calls; an answer that comes in
@@ -35,14 +40,9 @@ pub const REPLY_WITHIN: Duration = Duration::from_secs(100);
 pub const STOP_WITHIN: Duration = Duration::from_secs(15);
 /// How long the answers may take after that.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
-/// Connections that may wait to be accepted: kubelet makes one for each call and
-/// asks for every volume of the node at once when it restarts.
-const BACKLOG: u32 = 1024;
-/// How long a plugin at the same socket has to take a connection before it is
-/// held for alive anyway.
-const LIFE_SIGN_WITHIN: Duration = Duration::from_secs(1);
-/// Permissions of a directory that is made for the socket, as kubelet's own.
-const DIRECTORY_MODE: u32 = 0o750;
+/// How often the names of the sockets are looked at. Without one, kubelet cannot
+/// make a call; it tries again within seconds to minutes.
+pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// What the server is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,203 +51,103 @@ pub struct Settings {
     pub node_id: String,
     /// What pods may do.
     pub policy: Policy,
+    /// Where the plugin registers itself; none where another program does that.
+    pub registration: Option<RegistrationSettings>,
+    /// Keys of labels of the node, all with the value `true`: what it can do.
+    pub topology: Vec<String>,
     /// How long a call waits for its work; [`REPLY_WITHIN`] unless in tests.
     pub reply_within: Duration,
     /// How long work may take once `stop` is ready; [`STOP_WITHIN`] unless in tests.
     pub stop_within: Duration,
-}
-
-/// Why there is no socket.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    /// Its directory cannot be made, opened or locked.
-    #[error("cannot prepare the directory {}", path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Something else than a socket has its name.
-    #[error("{} exists and is not a socket; it is left as it is", path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// Another process serves it.
-    #[error("another process serves {}", path.display())]
-    InUse {
-        /// The path.
-        path: PathBuf,
-    },
-    /// What a killed process left cannot be looked at or removed.
-    #[error("cannot remove the stale socket {}", path.display())]
-    Stale {
-        /// The path.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// It cannot be made.
-    #[error("cannot make the socket {}", path.display())]
-    Bind {
-        /// The path.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    /// How often the sockets are looked at; [`LOOK_EVERY`] unless in tests.
+    pub look_every: Duration,
 }
 
 /// Why serving ended in an error.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    /// There is no socket to register the plugin on.
+    #[error("cannot register with kubelet")]
+    Registration(#[source] SocketError),
     /// The transport failed.
     #[error("cannot serve calls")]
     Transport(#[source] tonic::transport::Error),
 }
 
-/// A socket that listens, for this user only; removed when it is dropped.
-#[derive(Debug)]
-pub struct Socket {
-    listener: UnixListener,
-    /// Kept apart from the listener, which is dropped before.
-    file: SocketFile,
-}
-
-/// The name of a socket in the filesystem.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    /// Device and inode, which tell whether the name is still ours.
-    place: (u64, u64),
-}
-
-impl Socket {
-    /// Makes the socket, and its directory where it is missing. A socket that a
-    /// killed process left is replaced; one that somebody serves is not.
-    pub async fn bind(path: &Path) -> Result<Self, SocketError> {
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        let cannot_prepare = |source| SocketError::Directory {
-            path: directory.to_owned(),
-            source,
-        };
-        let cannot_bind = |source| SocketError::Bind {
-            path: path.to_owned(),
-            source,
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(DIRECTORY_MODE)
-            .create(directory)
-            .map_err(cannot_prepare)?;
-        // Of two plugins that start at once, the second must not remove the
-        // socket that the first has just made. A lock of the directory, for no
-        // other file may lie beside the socket.
-        let locked = File::open(directory).map_err(cannot_prepare)?;
-        flock(&locked, FlockOperation::LockExclusive)
-            .map_err(|error| cannot_prepare(error.into()))?;
-        remove_stale(path).await?;
-        let socket = UnixSocket::new_stream().map_err(cannot_bind)?;
-        // Before it has a name, so that it never has one with other permissions.
-        fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(|error| cannot_bind(error.into()))?;
-        socket.bind(path).map_err(cannot_bind)?;
-        let place = place(&path.symlink_metadata().map_err(cannot_bind)?);
-        let file = SocketFile {
-            path: path.to_owned(),
-            place,
-        };
-        let listener = socket.listen(BACKLOG).map_err(cannot_bind)?;
-        Ok(Socket { listener, file })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // A successor may have replaced it already.
-        let is_ours = self
-            .path
-            .symlink_metadata()
-            .is_ok_and(|metadata| place(&metadata) == self.place);
-        if !is_ours {
-            return;
-        }
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
-        }
-    }
-}
-
-fn place(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
-}
-
-/// Removes the socket of a process that is gone.
-async fn remove_stale(path: &Path) -> Result<(), SocketError> {
-    let stale = |source| SocketError::Stale {
-        path: path.to_owned(),
-        source,
-    };
-    let metadata = match path.symlink_metadata() {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(stale(error)),
-    };
-    if !metadata.file_type().is_socket() {
-        return Err(SocketError::NotASocket {
-            path: path.to_owned(),
-        });
-    }
-    // Only a refused connection proves that nobody listens: one that is slow or
-    // has a full backlog is alive.
-    match tokio::time::timeout(LIFE_SIGN_WITHIN, UnixStream::connect(path)).await {
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(stale)
-        }
-        Ok(_) | Err(_) => Err(SocketError::InUse {
-            path: path.to_owned(),
-        }),
-    }
+/// What the services share with whoever watches them.
+#[derive(Debug, Clone, Default)]
+pub struct Observers {
+    /// What is right and wrong with the plugin.
+    pub health: Health,
+    /// Counts and durations of calls.
+    pub metrics: Metrics,
 }
 
 /// Serves calls until `stop` is ready; then takes no more of them, lets those
-/// that run and the work behind them end within bounds, and removes the socket.
+/// that run and the work behind them end within bounds, and removes the sockets.
 pub async fn serve<S: VolumeService>(
     socket: Socket,
     volumes: Arc<S>,
     settings: Settings,
+    observers: Observers,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    let Socket { listener, file } = socket;
+    let (mut socket, connections) = KeptSocket::new(socket);
     let (stop_sender, stopping) = watch::channel(false);
     let operations = Arc::new(Operations::new(
         settings.reply_within,
         settings.stop_within,
         stopping.clone(),
+        observers.metrics.clone(),
     ));
     let services = Services {
-        identity: IdentityServer::new(IdentityService::new(stopping.clone())),
+        identity: IdentityServer::new(IdentityService::new(observers.health.clone())),
         node: NodeServer::new(NodeService::new(
             volumes,
             settings.policy,
             settings.node_id,
+            settings.topology,
             Arc::clone(&operations),
         )),
+        metrics: observers.metrics.clone(),
     };
-    let mut stopped = stopping.clone();
     let serving = Server::builder().serve_with_incoming_shutdown(
         services,
-        UnixListenerStream::new(listener),
-        async move {
-            // The sender lives as long as this function.
-            let _ = stopped.wait_for(|stopped| *stopped).await;
-        },
+        connections,
+        stopped(stopping.clone()),
     );
-    tokio::pin!(serving);
-    tokio::select! {
-        result = &mut serving => return result.map_err(ServeError::Transport),
-        () = stop => {}
+    // The services are reachable from here on, so now they may be told of.
+    let (registrar, registering) =
+        match register(settings.registration, &observers.health, stopping.clone()).await? {
+            Some((socket, serving)) => (Some(socket), Some(serving)),
+            None => (None, None),
+        };
+    let registering = async {
+        match registering {
+            Some(serving) => serving.await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut registrar = registrar;
+    tokio::pin!(serving, registering);
+    {
+        let looking_after = look_after(
+            &mut socket,
+            registrar.as_mut(),
+            settings.look_every,
+            &observers.health,
+        );
+        tokio::select! {
+            result = &mut serving => return result.map_err(ServeError::Transport),
+            result = &mut registering => return result.map_err(ServeError::Transport),
+            () = looking_after => {}
+            () = stop => {}
+        }
     }
     tracing::info!("stopping: finishing what runs");
+    observers.health.stopping();
+    // First, so that kubelet makes no new calls that are then refused.
+    drop(registrar);
     stop_sender.send_replace(true);
     let work_ends = Instant::now() + settings.stop_within;
     match tokio::time::timeout_at(work_ends + FLUSH_WITHIN, serving).await {
@@ -258,15 +158,94 @@ pub async fn serve<S: VolumeService>(
     if left > 0 {
         tracing::warn!(operations = left, "stopping in the middle of operations");
     }
-    drop(file);
+    drop(socket);
     Ok(())
 }
 
-/// Hands each call to its service.
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    // The sender lives as long as serving does.
+    let _ = stopping.wait_for(|stopped| *stopped).await;
+}
+
+/// Makes the socket for registration, and what serves it.
+async fn register(
+    settings: Option<RegistrationSettings>,
+    health: &Health,
+    stopping: watch::Receiver<bool>,
+) -> Result<
+    Option<(
+        KeptSocket,
+        impl Future<Output = Result<(), tonic::transport::Error>>,
+    )>,
+    ServeError,
+> {
+    let Some(settings) = settings else {
+        return Ok(None);
+    };
+    let state = health.registration();
+    state.send_replace(Registered::Waiting);
+    let service = RegistrationService::new(&settings.kubelet_endpoint, state);
+    let socket = Socket::bind(&settings.socket)
+        .await
+        .map_err(ServeError::Registration)?;
+    let (socket, connections) = KeptSocket::new(socket);
+    let serving = Server::builder().serve_with_incoming_shutdown(
+        RegistrationServer::new(service),
+        connections.map(|connection| connection.map(Localhost::new)),
+        stopped(stopping),
+    );
+    Ok(Some((socket, serving)))
+}
+
+/// Makes sockets again whose names are gone, for as long as the plugin serves.
+async fn look_after(
+    socket: &mut KeptSocket,
+    mut registrar: Option<&mut KeptSocket>,
+    every: Duration,
+    health: &Health,
+) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match socket.look_after().await {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!("the plugin's socket was gone and is made again"),
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the plugin's socket is gone and cannot be made again"
+                );
+                // Nobody is to be told of a plugin that cannot be reached.
+                continue;
+            }
+        }
+        let Some(registrar) = registrar.as_deref_mut() else {
+            continue;
+        };
+        match registrar.look_after().await {
+            Ok(false) => {}
+            Ok(true) => {
+                health.registration().send_replace(Registered::Waiting);
+                tracing::warn!("the registration socket was gone and is made again");
+            }
+            Err(error) => {
+                health.registration().send_replace(Registered::Waiting);
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the registration socket is gone and cannot be made again"
+                );
+            }
+        }
+    }
+}
+
+/// Hands each call to its service, and counts it.
 #[derive(Debug)]
 struct Services<S> {
     identity: IdentityServer<IdentityService>,
     node: NodeServer<NodeService<S>>,
+    metrics: Metrics,
 }
 
 // Derived, it would ask the same of `S`.
@@ -275,6 +254,7 @@ impl<S> Clone for Services<S> {
         Services {
             identity: self.identity.clone(),
             node: self.node.clone(),
+            metrics: self.metrics.clone(),
         }
     }
 }
@@ -290,15 +270,52 @@ impl<S: VolumeService> Service<http::Request<Body>> for Services<S> {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let method = request.uri().path().to_owned();
         // `/package.Service/Method`
-        let service = request.uri().path().split('/').nth(1);
-        match service {
+        let service = method.split('/').nth(1);
+        let reply = match service {
             Some(IDENTITY) => self.identity.call(request),
             Some(NODE) => self.node.call(request),
             _ => {
                 let status = Status::unimplemented("the plugin has no such service");
-                Box::pin(async move { Ok(status.into_http()) })
+                return Box::pin(async move { Ok(status.into_http()) });
             }
-        }
+        };
+        let began = Instant::now();
+        let metrics = self.metrics.clone();
+        Box::pin(async move {
+            let reply = reply.await?;
+            // An error of a call with one answer is in the headers; otherwise
+            // the status comes after the answer, and is OK.
+            let code = Status::from_header_map(reply.headers()).map_or(Code::Ok, |s| s.code());
+            // What is not served is not counted by a name that a caller chose.
+            if code != Code::Unimplemented {
+                metrics.call(&method, code_name(code), began.elapsed());
+            }
+            Ok(reply)
+        })
+    }
+}
+
+/// The name of a code as Go writes it, which dashboards for CSI drivers expect.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
     }
 }

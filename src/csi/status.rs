@@ -66,6 +66,11 @@ pub(super) fn stopping() -> Status {
     )
 }
 
+/// Nothing can be published on this node.
+pub(super) fn unusable(reason: String) -> Status {
+    Status::new(code(ErrorKind::FailedPrecondition), reason)
+}
+
 /// The work ended in a bug. What it left is not known, but the code is what the
 /// specification has for bugs; recovery at the next start looks after the rest.
 pub(super) fn bug(operation: &str) -> Status {

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{Filesystem, Host, MountCall, MountEntry, MountFlags, OverlayCall, Place};
+use super::{
+    Filesystem, HeldBy, Holder, Host, MountCall, MountEntry, MountFlags, OverlayCall, Place,
+};
 
 /// Magic numbers as in `statfs(2)`.
 const EXT4: u64 = 0xef53;
@@ -47,6 +49,8 @@ pub enum Call {
     List(PathBuf),
     /// [`Host::remove_stale`].
     RemoveStale(PathBuf),
+    /// [`Host::holders`].
+    Holders(PathBuf),
     /// [`Host::pause`].
     Pause(Duration),
 }
@@ -109,6 +113,7 @@ struct State {
     files: BTreeMap<PathBuf, Vec<u8>>,
     absent: BTreeSet<PathBuf>,
     held: BTreeSet<u64>,
+    namespaces: BTreeSet<u64>,
     tamper: Option<Tamper>,
     tamper_flags: Option<MountFlags>,
     next: u64,
@@ -206,6 +211,11 @@ impl FakeHost {
         if let Some(superblock) = state.top(at).map(|mount| mount.superblock) {
             state.held.insert(superblock);
         }
+    }
+
+    /// Has a process in another mount namespace.
+    pub fn live_in(&self, namespace: u64) {
+        self.state().namespaces.insert(namespace);
     }
 
     /// Lets the unions that were held go.
@@ -644,6 +654,8 @@ impl Host for FakeHost {
             name_max: 255,
             bytes: 1 << 40,
             bytes_available: 1 << 39,
+            inodes: 1 << 20,
+            inodes_available: 1 << 19,
         })
     }
 
@@ -688,6 +700,24 @@ impl Host for FakeHost {
 
     fn overlay_appends(&self) -> bool {
         self.state().appends
+    }
+
+    fn holders(&self, _: &Path, target: &Path) -> io::Result<Vec<Holder>> {
+        let state = self.enter(Call::Holders(target.to_path_buf()))?;
+        let top = state.top(target).map(|mount| mount.superblock);
+        let is_held = top.is_some_and(|superblock| state.held.contains(&superblock));
+        Ok(is_held
+            .then(|| Holder {
+                pid: 4711,
+                command: "holder".to_owned(),
+                by: HeldBy::Mount("/held".into()),
+            })
+            .into_iter()
+            .collect())
+    }
+
+    fn is_namespace_alive(&self, _: &Path, namespace: u64) -> io::Result<bool> {
+        Ok(self.state().namespaces.contains(&namespace))
     }
 
     fn pause(&self, time: Duration) {

@@ -17,8 +17,11 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, Stat
 use rustix::mount as sys;
 
 use super::mountinfo::{self, MountEntry};
-use super::{Filesystem, Host, MountCall, MountFlags, OverlayCall, OverlayInterface, Place};
+use super::{
+    Filesystem, Holder, Host, MountCall, MountFlags, OverlayCall, OverlayInterface, Place,
+};
 
+mod holders;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod raw;
 
@@ -187,6 +190,8 @@ impl Host for LinuxHost {
             name_max: widen(status.f_namelen),
             bytes: status.f_blocks.saturating_mul(block),
             bytes_available: status.f_bavail.saturating_mul(block),
+            inodes: widen(status.f_files),
+            inodes_available: widen(status.f_ffree),
         })
     }
 
@@ -227,6 +232,17 @@ impl Host for LinuxHost {
         // Before Linux 6.5 overlayfs looks at its options only when it is
         // mounted, and until then any key will do.
         takes("lowerdir+") && !takes("no-such-option")
+    }
+
+    fn holders(&self, proc: &Path, target: &Path) -> io::Result<Vec<Holder>> {
+        match self.mount_at(target)? {
+            Some(entry) => holders::of(proc, &entry, target),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn is_namespace_alive(&self, proc: &Path, namespace: u64) -> io::Result<bool> {
+        holders::is_namespace_alive(proc, namespace)
     }
 
     fn pause(&self, time: Duration) {

@@ -180,6 +180,47 @@ pub struct Filesystem {
     pub bytes: u64,
     /// Bytes free for everyone.
     pub bytes_available: u64,
+    /// Files and directories that there can be; 0 where the filesystem has no
+    /// such limit.
+    #[serde(default)]
+    pub inodes: u64,
+    /// Those that can still be made.
+    #[serde(default)]
+    pub inodes_available: u64,
+}
+
+/// A process that keeps a mount alive or busy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its id, as the node numbers processes.
+    pub pid: u32,
+    /// Its name, as `ps` shows it.
+    pub command: String,
+    /// How it holds the mount.
+    pub by: HeldBy,
+}
+
+/// How a process holds a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeldBy {
+    /// It is in another mount namespace, which has the filesystem at this path.
+    Mount(PathBuf),
+    /// Its working or root directory, its program, or an open file is there.
+    File,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "process {} ({})", self.pid, self.command.escape_debug())?;
+        match &self.by {
+            HeldBy::Mount(path) => write!(
+                f,
+                ", whose mount namespace has it at {}",
+                path.display().to_string().escape_debug()
+            ),
+            HeldBy::File => f.write_str(", which has a file or directory of it open"),
+        }
+    }
 }
 
 /// The kernel. All methods block; errors are the plain results of the system
@@ -218,6 +259,16 @@ pub trait Host: std::fmt::Debug + Send + Sync {
 
     /// Whether this kernel's overlayfs knows the option `lowerdir+`.
     fn overlay_appends(&self) -> bool;
+
+    /// Processes that hold what is mounted at `target`, as far as `proc`, the
+    /// node's `/proc`, shows them. A mount namespace counts by one process of it,
+    /// and not where it has the mount at the same place: there it goes when the
+    /// one at `target` does. Costs a look at every process of the node.
+    fn holders(&self, proc: &Path, target: &Path) -> io::Result<Vec<Holder>>;
+
+    /// Whether any process, as far as `proc` shows them, is in the mount
+    /// namespace with this inode number.
+    fn is_namespace_alive(&self, proc: &Path, namespace: u64) -> io::Result<bool>;
 
     /// Waits between two attempts.
     fn pause(&self, time: Duration);

@@ -21,6 +21,7 @@ pub mod seal;
 pub mod store;
 pub mod tree;
 pub mod unpack;
+pub mod upper;
 
 /// Receives the members of an archive, in its order.
 pub trait EntrySink {

@@ -173,8 +173,7 @@ impl Store {
     /// none. `boot` is the kernel's boot id. A store is `rootless` for good or
     /// not at all: what one kind writes, the other cannot keep right.
     pub fn open(root: &Path, boot: &str, rootless: bool) -> Result<Self, StoreError> {
-        let fit = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-/".contains(byte);
-        if !root.is_absolute() || !root.as_os_str().as_encoded_bytes().iter().all(fit) {
+        if !Self::is_path_fit(root) {
             return Err(StoreError::UnfitPath {
                 path: root.to_owned(),
             });
@@ -212,6 +211,12 @@ impl Store {
             boot: boot.to_owned(),
             lock,
         })
+    }
+
+    /// Whether mount options can take the path of a store.
+    pub fn is_path_fit(root: &Path) -> bool {
+        let fit = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-/".contains(byte);
+        root.is_absolute() && root.as_os_str().as_encoded_bytes().iter().all(fit)
     }
 
     /// The store's directory.

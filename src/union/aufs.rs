@@ -203,6 +203,15 @@ pub(super) fn lives(host: &dyn Host, id: &str) -> io::Result<bool> {
     }
 }
 
+/// Whether a mount is of this plan: by the path of its xino file, which is one
+/// volume's alone, or where that is not shown by its id.
+pub(super) fn is_of(plan: &MountPlan, id: Option<&str>, entry: &MountEntry) -> bool {
+    match (&plan.xino, entry.option("xino")) {
+        (Some(xino), Some(found)) => same_path(xino, found, Paths::Suffix),
+        _ => id.is_some() && id_of(entry).as_deref() == id,
+    }
+}
+
 /// How a branch's path may be reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Paths {

@@ -23,7 +23,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{MountCall, MountFlags};
+use crate::host::{MountCall, MountEntry, MountFlags};
 
 pub mod aufs;
 mod bind;
@@ -33,7 +33,7 @@ pub mod probe;
 mod release;
 
 pub use execute::{MountError, Mounted, VerifyError, execute, mount, verify};
-pub use release::{UnmountError, unmount};
+pub use release::{UnmountError, union_at, unmount, unmount_union};
 
 /// Longest option value that `fsconfig(2)` takes, in bytes.
 const FSCONFIG_VALUE_MAX: usize = 255;
@@ -319,6 +319,29 @@ impl MountPlan {
             Backend::Aufs => aufs::steps(self, features),
             Backend::Overlay => overlay::steps(self, features),
             Backend::Bind => bind::steps(self),
+        }
+    }
+
+    /// Whether a mount is one of this plan's union, by what the mount table
+    /// says: which filesystem it is and what is its own alone. `aufs_id` is the
+    /// union's id in `/sys/fs/aufs`, where it is known. Pure.
+    #[must_use]
+    pub fn owns(&self, aufs_id: Option<&str>, entry: &MountEntry) -> bool {
+        let is = |fs_type: &str| entry.fs_type == fs_type;
+        match self.backend {
+            Backend::Aufs => is("aufs") && aufs::is_of(self, aufs_id, entry),
+            Backend::Overlay => is("overlay") && overlay::is_of(self, entry),
+            // What is shown is a directory of another filesystem, named from
+            // that one's own root.
+            Backend::Bind => self.branches.first().is_some_and(|branch| {
+                let root = entry.root.strip_prefix("/").unwrap_or(&entry.root);
+                let inside = self.sub_path.is_some();
+                branch.ends_with(root)
+                    || inside
+                        && root
+                            .ancestors()
+                            .any(|above| above != Path::new("") && branch.ends_with(above))
+            }),
         }
     }
 

@@ -12,6 +12,9 @@ pub const LOWER_LIMIT: usize = 500;
 
 /// Magic number of the filesystem in `statfs(2)`.
 pub(super) const MAGIC: u64 = 0x794c_7630;
+/// A directory that was named by its descriptor is reported so, and the number
+/// means nothing any more.
+const DESCRIPTOR: &[u8] = b"/proc/self/fd/";
 
 /// Bytes of `/proc/self/fd/<n>` for descriptors of up to five digits, with its
 /// colon.
@@ -153,9 +156,7 @@ pub(super) fn verify_options(plan: &MountPlan, entry: &MountEntry) -> Result<(),
         });
     }
     for (index, (planned, found)) in plan.branches.iter().zip(&lower).enumerate() {
-        // A directory that was named by its descriptor is reported so, and the
-        // number means nothing any more.
-        let descriptor = found.starts_with(b"/proc/self/fd/");
+        let descriptor = found.starts_with(DESCRIPTOR);
         if !descriptor && planned.as_os_str().as_bytes() != *found {
             return Err(VerifyError::Branch {
                 index,
@@ -192,6 +193,23 @@ pub(super) fn verify_options(plan: &MountPlan, entry: &MountEntry) -> Result<(),
         return Err(VerifyError::option("volatile", None, entry));
     }
     Ok(())
+}
+
+/// Whether a mount is of this plan: by its writable layer, which no other union
+/// has, or without one by its branches.
+pub(super) fn is_of(plan: &MountPlan, entry: &MountEntry) -> bool {
+    match &plan.writable {
+        Some(writable) => entry.option("upperdir") == Some(writable.upper.as_os_str().as_bytes()),
+        None => {
+            let lower = lower_directories(entry);
+            let is_same = |(planned, found): (&PathBuf, &&[u8])| {
+                found.starts_with(DESCRIPTOR) || planned.as_os_str().as_bytes() == *found
+            };
+            entry.option("upperdir").is_none()
+                && lower.len() == plan.branches.len()
+                && plan.branches.iter().zip(&lower).all(is_same)
+        }
+    }
 }
 
 /// The lower directories that the kernel reports, top first: `lowerdir+` one by

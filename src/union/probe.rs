@@ -503,6 +503,8 @@ mod tests {
             name_max: 255,
             bytes: 1 << 30,
             bytes_available: 1 << 29,
+            inodes: 1 << 20,
+            inodes_available: 1 << 19,
         }
     }
 

@@ -117,6 +117,18 @@ pub fn unmount(
     paths: &[&Path],
     patience: Duration,
 ) -> Result<usize, UnmountError> {
+    unmount_union(host, paths, None, patience)
+}
+
+/// As [`unmount`], of a union of AUFS whose id is known: it is waited for also
+/// where none of its mounts can be seen from here, because an earlier attempt
+/// took them down and others live in another mount namespace.
+pub fn unmount_union(
+    host: &dyn Host,
+    paths: &[&Path],
+    known: Option<&str>,
+    patience: Duration,
+) -> Result<usize, UnmountError> {
     let mut patience = Patience::new(patience);
     let mut unions = BTreeMap::new();
     let mut count = 0;
@@ -125,10 +137,35 @@ pub fn unmount(
         count += take_down(host, path, &mut patience, Some(&mut found))?;
         unions.extend(found.into_iter().map(|id| (id, *path)));
     }
+    if let (Some(id), Some(path)) = (known, paths.first())
+        && !unions.contains_key(id)
+        // The kernel gives ids out again.
+        && !is_anothers(host, id, path)?
+    {
+        unions.insert(id.to_owned(), path);
+    }
     for (id, path) in unions {
         await_end(host, path, &id, &mut patience)?;
     }
     Ok(count)
+}
+
+/// Whether a mount that can be seen has this id. Asked only when those of the
+/// volume itself are down, so that it is another's.
+fn is_anothers(host: &dyn Host, id: &str, target: &Path) -> Result<bool, UnmountError> {
+    let inspect = |source| UnmountError::Inspect {
+        target: target.to_path_buf(),
+        id: id.to_owned(),
+        source,
+    };
+    // Mostly it is gone, and then the mount table need not be read.
+    if !aufs::lives(host, id).map_err(inspect)? {
+        return Ok(false);
+    }
+    let table = host.mount_table().map_err(inspect)?;
+    Ok(table
+        .iter()
+        .any(|entry| aufs::id_of(entry).as_deref() == Some(id)))
 }
 
 /// As [`unmount`], but leaves alone what still lives elsewhere.
@@ -186,7 +223,7 @@ fn is_mounted(host: &dyn Host, target: &Path) -> bool {
 
 /// The id of the AUFS union at `target`, if it is one. Only then is the mount
 /// table worth reading.
-fn union_at(host: &dyn Host, target: &Path) -> Option<String> {
+pub fn union_at(host: &dyn Host, target: &Path) -> Option<String> {
     if host.filesystem(target).ok()?.magic != aufs::MAGIC {
         return None;
     }

@@ -1,11 +1,12 @@
 //! What the node can do, found out once a boot.
 
-use super::{VolumeError, Volumes, canonical};
+use super::{VolumeError, Volumes};
 use crate::layer::store::{StoreError, read_json, write_json};
 use crate::union::Backend;
 use crate::union::probe::{self, Probe, ProbeOptions, UnionRequest};
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// Where a self-test's result is kept, in the run directory.
 const PROBE_FILE: &str = "probe.json";
@@ -56,15 +57,9 @@ impl Volumes {
         if let Some(probe) = self.probe.get() {
             return Ok(probe);
         }
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.options.run_dir)
-            .map_err(StoreError::io("create", &self.options.run_dir))
-            .map_err(VolumeError::Store)?;
         let options = ProbeOptions {
             store: self.store.root().to_owned(),
-            run: canonical(&self.options.run_dir)?,
+            run: self.options.run_dir.clone(),
             // For remedies only; without it they are general ones.
             os_release: fs::read_to_string("/etc/os-release").unwrap_or_default(),
             allow_btrfs: false,
@@ -81,6 +76,55 @@ impl Volumes {
             );
         }
         Ok(self.probe.get_or_init(|| known.probe))
+    }
+
+    /// Each union by its name, and whether it passed its self-test.
+    pub fn unions(&self) -> [(&'static str, bool); 2] {
+        let probe = self.probe.get();
+        [
+            (
+                Backend::Aufs.name(),
+                probe.is_some_and(|probe| probe.aufs.is_ok()),
+            ),
+            (
+                Backend::Overlay.name(),
+                probe.is_some_and(|probe| probe.overlay.is_ok()),
+            ),
+        ]
+    }
+
+    /// Whether volumes of the operator's choice can be published here and then
+    /// seen by kubelet: a container has mounts of its own, which reach the node
+    /// only where they propagate.
+    pub fn can_publish(&self, union: UnionRequest, kubelet_root: &Path) -> Result<(), VolumeError> {
+        self.choose(union)?;
+        // Where the node's processes cannot be seen, nothing is known to be wrong.
+        let init = fs::metadata(self.options.host_proc.join("1/ns/mnt"));
+        if init.is_ok_and(|init| init.ino() != self.namespace) {
+            self.propagates(kubelet_root)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether what is mounted in kubelet's directory of pods is seen outside.
+    fn propagates(&self, kubelet_root: &Path) -> Result<(), VolumeError> {
+        let table = self
+            .host
+            .mount_table()
+            .map_err(StoreError::io("read", Path::new("the mount table")))
+            .map_err(VolumeError::Store)?;
+        let pods = kubelet_root.join("pods");
+        let holding = table
+            .iter()
+            .filter(|entry| pods.starts_with(&entry.mount_point))
+            .max_by_key(|entry| entry.mount_point.components().count());
+        match holding {
+            Some(entry) if entry.shared.is_none() => Err(VolumeError::NotPropagated {
+                path: entry.mount_point.clone(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// What a self-test's result holds for: this boot, store, program and user.

@@ -64,12 +64,27 @@ pub enum VolumeError {
     /// The unmount.
     #[error("the volume cannot be unmounted yet")]
     Unmount(#[source] UnmountError),
+    /// What is mounted here stays here.
+    #[error("mounts below {path} do not reach the node: mount it into the plugin's container with mountPropagation: Bidirectional, and make it shared on the node (mount --make-rshared /)", path = path.display())]
+    NotPropagated {
+        /// The mount that is not shared.
+        path: PathBuf,
+    },
     /// A mount failed, and so did clearing it away.
     #[error("publishing failed and could not be undone ({undo}); the next unpublish or start will")]
     NotUndone {
         /// What could not be undone.
         undo: Box<VolumeError>,
         /// Why publishing failed.
+        source: Box<VolumeError>,
+    },
+    /// A volume that was there before cannot be mounted again yet. Its writable
+    /// layer is kept.
+    #[error("volume {volume_id} cannot be mounted again yet; what was written to it is kept")]
+    NotReturned {
+        /// Its id.
+        volume_id: String,
+        /// Why not.
         source: Box<VolumeError>,
     },
     /// A path cannot be used.
@@ -121,11 +136,51 @@ pub enum VolumeError {
     },
     /// A mount of another mount namespace, which cannot be seen from here.
     #[error(
-        "volume {volume_id} was mounted in another mount namespace: use the process that mounted it"
+        "volume {volume_id} was mounted in another mount namespace, in which processes still run: unmount it there, or end them"
     )]
     OtherNamespace {
         /// Its id.
         volume_id: String,
+    },
+    /// Something else is mounted on top of the volume.
+    #[error("something else is mounted over the volume at {target}: unmount that first", target = target.display())]
+    Covered {
+        /// Where the volume is.
+        target: PathBuf,
+    },
+    /// The target is another volume's.
+    #[error("at {target} is another volume, {volume_id}", target = target.display())]
+    OtherVolume {
+        /// The target.
+        target: PathBuf,
+        /// Its id.
+        volume_id: String,
+    },
+    /// The volume is not at this path.
+    #[error("volume {volume_id} is not published at {path}", path = path.display())]
+    NotThere {
+        /// Its id.
+        volume_id: String,
+        /// The path that was asked about.
+        path: PathBuf,
+    },
+    /// What a crash left in the writable layer cannot be put right.
+    #[error("what a crash left in the writable layer of volume {volume_id} cannot be put right")]
+    Residue {
+        /// Its id.
+        volume_id: String,
+        /// Why.
+        #[source]
+        source: crate::layer::upper::UpperError,
+    },
+    /// How full it is cannot be found out.
+    #[error("cannot count what volume {volume_id} uses")]
+    Usage {
+        /// Its id.
+        volume_id: String,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The record was written by a later version.
     #[error("volume {volume_id} was published by a newer version of this program")]
@@ -138,6 +193,12 @@ pub enum VolumeError {
     NoSuchVolume {
         /// As it was asked for.
         volume: String,
+    },
+    /// It was taken down while it was read.
+    #[error("volume {volume_id} was unpublished meanwhile, so what was read of it is not whole")]
+    Ended {
+        /// Its id.
+        volume_id: String,
     },
     /// It has no writable layer, so nothing can have changed.
     #[error("volume {volume_id} is read-only: it has no changes")]
@@ -172,7 +233,9 @@ impl VolumeError {
             VolumeError::Store(error) => store_kind(error),
             VolumeError::Source(error) => source_kind(error),
             VolumeError::Stage(error) => stage_kind(error),
-            VolumeError::Union(_) => ErrorKind::FailedPrecondition,
+            VolumeError::Union(_) | VolumeError::NotPropagated { .. } => {
+                ErrorKind::FailedPrecondition
+            }
             VolumeError::Probe(error) if errno_in_chain(error) == Some(Errno::NOSPC) => {
                 ErrorKind::ResourceExhausted
             }
@@ -192,12 +255,25 @@ impl VolumeError {
             VolumeError::TargetNotEmpty { .. }
             | VolumeError::TargetMounted { .. }
             | VolumeError::OtherTarget { .. }
-            | VolumeError::OtherNamespace { .. }
+            | VolumeError::OtherVolume { .. }
             | VolumeError::NewerRecord { .. }
             | VolumeError::ReadOnly { .. } => ErrorKind::FailedPrecondition,
             VolumeError::OtherRequest { .. } => ErrorKind::AlreadyExists,
-            VolumeError::NoSuchVolume { .. } => ErrorKind::NotFound,
-            VolumeError::Changes { .. } | VolumeError::Root { .. } => ErrorKind::Internal,
+            // Another process has to let go first, and may.
+            VolumeError::OtherNamespace { .. }
+            | VolumeError::Covered { .. }
+            | VolumeError::Ended { .. } => ErrorKind::Aborted,
+            VolumeError::NoSuchVolume { .. } | VolumeError::NotThere { .. } => ErrorKind::NotFound,
+            // What the pod wrote is still there, so that kubelet must not forget
+            // the volume: none of the final codes will do.
+            VolumeError::NotReturned { source, .. } => match source.kind() {
+                kind @ (ErrorKind::ResourceExhausted | ErrorKind::Aborted) => kind,
+                _ => ErrorKind::Unavailable,
+            },
+            VolumeError::Changes { .. }
+            | VolumeError::Root { .. }
+            | VolumeError::Residue { .. }
+            | VolumeError::Usage { .. } => ErrorKind::Internal,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the store holds and who uses it, for people and programs to read.
 
-use super::record::{self, VolumeState};
+use super::record::{self, Owner, Pod, VolumeState};
 use super::{VolumeError, Volumes};
 use crate::layer::seal::Format;
 use crate::layer::store::BranchId;
@@ -13,8 +13,13 @@ use std::path::PathBuf;
 pub struct VolumeInfo {
     /// Its id.
     pub volume_id: String,
-    /// `intended`, `mounted` or `leaving`.
+    /// `intended`, `mounted`, `returning` or `leaving`.
     pub state: VolumeState,
+    /// `plugin` for a pod's, `command` for a person's.
+    pub owner: Owner,
+    /// The pod, where kubelet named it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
     /// The image as it was asked for.
     pub image: String,
     /// Digest of its manifest.
@@ -84,6 +89,8 @@ impl Volumes {
             .map(|(_, record)| VolumeInfo {
                 volume_id: record.volume_id,
                 state: record.state,
+                owner: record.owner,
+                pod: record.pod,
                 image: record.image,
                 manifest: record.manifest,
                 backend: record.plan.backend,

@@ -35,7 +35,7 @@ impl VolumeLock {
     }
 
     /// As [`VolumeLock::take`], but none where somebody works on the volume.
-    fn try_take(dir: &Path) -> Result<Option<Self>, StoreError> {
+    pub(super) fn try_take(dir: &Path) -> Result<Option<Self>, StoreError> {
         let path = dir.with_extension("lock");
         let file = open(&path).map_err(StoreError::io("open", &path))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

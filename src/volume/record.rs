@@ -1,6 +1,7 @@
 //! A volume's record: written before anything is mounted, and enough to undo
 //! the volume with no other help.
 
+use crate::chain::Chain;
 use crate::layer::store::{BranchId, Store, StoreError, read_json, write_json};
 use crate::union::MountPlan;
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,40 @@ pub enum VolumeState {
     Intended,
     /// Mounted and verified.
     Mounted,
+    /// Was mounted, and is about to be mounted again with the writable layer
+    /// that it has: after a reboot, or where its mount got lost.
+    Returning,
     /// Being taken down.
     Leaving,
+}
+
+/// Whose volume it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Owner {
+    /// A person's, who mounted it by a command. Only commands touch it.
+    #[default]
+    Command,
+    /// A pod's, by way of the plugin, which also puts it right and clears it away.
+    Plugin,
+}
+
+/// The pod that a volume is for, as kubelet names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid; empty where kubelet did not say.
+    #[serde(default)]
+    pub uid: String,
+}
+
+impl std::fmt::Display for Pod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }
 
 /// `volumes/<id>/record.json`.
@@ -32,6 +65,12 @@ pub struct VolumeRecord {
     pub volume_id: String,
     /// How far it is.
     pub state: VolumeState,
+    /// Whose it is.
+    #[serde(default)]
+    pub owner: Owner,
+    /// The pod that it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
     /// The image as it was asked for.
     pub image: String,
     /// `sha256:…` of its manifest: what the volume keeps whatever the name
@@ -52,6 +91,11 @@ pub struct VolumeRecord {
     pub attributes: BTreeMap<String, String>,
     /// The mount as data.
     pub plan: MountPlan,
+    /// Id of the union in `/sys/fs/aufs`, where it is one of AUFS: it may live
+    /// on where nobody here can see its mount, and until it does not, its
+    /// directories must stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aufs_id: Option<String>,
     /// Boot in which it was mounted.
     pub boot: String,
     /// Inode of the mount namespace in which it was mounted: nobody in another
@@ -88,18 +132,33 @@ pub fn write(dir: &Path, record: &VolumeRecord) -> Result<(), StoreError> {
     write_json(&dir.join("record.json"), record, false)
 }
 
-/// All volumes' records with their directories, by volume id.
+/// All volumes' records with their directories, by volume id. One that cannot be
+/// read is logged and left out: it must not hide the others.
 pub fn all(store: &Store) -> Result<Vec<(PathBuf, VolumeRecord)>, StoreError> {
+    let mut found = Vec::new();
+    for path in directories(store)? {
+        match read(&path) {
+            Ok(Some(record)) => found.push((path, record)),
+            Ok(None) => {}
+            Err(error @ StoreError::Damaged { .. }) => {
+                tracing::warn!(error = %Chain(&error), "a volume is left out");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    found.sort_by(|a, b| a.1.volume_id.cmp(&b.1.volume_id));
+    Ok(found)
+}
+
+/// The directories of all volumes, in no order.
+pub(super) fn directories(store: &Store) -> Result<Vec<PathBuf>, StoreError> {
     let base = store.volumes_dir();
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&base).map_err(StoreError::io("read", &base))? {
         let path = entry.map_err(StoreError::io("read", &base))?.path();
-        if path.is_dir()
-            && let Some(record) = read(&path)?
-        {
-            found.push((path, record));
+        if path.is_dir() {
+            found.push(path);
         }
     }
-    found.sort_by(|a, b| a.1.volume_id.cmp(&b.1.volume_id));
     Ok(found)
 }

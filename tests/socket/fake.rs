@@ -4,7 +4,8 @@ use aufs_csi::csi::request::Wanted;
 use aufs_csi::csi::{Kinded, VolumeService, v1};
 use aufs_csi::layer::ingest;
 use aufs_csi::stage::Progress;
-use aufs_csi::volume::{ErrorKind, PublishRequest};
+use aufs_csi::volume::stats::{Amount, Usage};
+use aufs_csi::volume::{ErrorKind, PublishRequest, UnpublishRequest};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
@@ -150,9 +151,32 @@ impl VolumeService for Fake {
         Ok(())
     }
 
-    fn unpublish(&self, volume_id: &str, _target: &Path) -> Result<(), FakeError> {
-        self.note(format!("unpublish {volume_id}"))?;
-        self.volumes.lock().unwrap().remove(volume_id);
+    fn unpublish(&self, request: &UnpublishRequest) -> Result<(), FakeError> {
+        let unknown = if request.clear_target {
+            ""
+        } else {
+            " elsewhere"
+        };
+        self.note(format!("unpublish {}{unknown}", request.volume_id))?;
+        self.volumes.lock().unwrap().remove(&request.volume_id);
         Ok(())
+    }
+
+    fn usage(&self, volume_id: &str, target: &Path) -> Result<Usage, FakeError> {
+        let volumes = self.volumes.lock().unwrap();
+        match volumes.get(volume_id) {
+            Some(volume) if volume.target == target => Ok(Usage {
+                bytes: Amount {
+                    used: 7,
+                    available: 90,
+                    total: u64::MAX,
+                },
+                inodes: Amount::default(),
+            }),
+            _ => Err(FakeError {
+                kind: ErrorKind::NotFound,
+                source: Told,
+            }),
+        }
     }
 }

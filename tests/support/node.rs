@@ -8,7 +8,9 @@ use aufs_csi::host::linux::LinuxHost;
 use aufs_csi::image::reference::Source;
 use aufs_csi::stage::StageOptions;
 use aufs_csi::union::probe::UnionRequest;
-use aufs_csi::volume::{PublishRequest, Published, VolumeError, VolumeOptions, Volumes};
+use aufs_csi::volume::{
+    Owner, PublishRequest, Published, UnpublishRequest, VolumeError, VolumeOptions, Volumes,
+};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,6 +61,7 @@ impl TestNode {
             run_dir: run_dir(dir),
             rootless: false,
             stage: StageOptions::default(),
+            host_proc: PathBuf::from("/proc"),
         }
     }
 
@@ -100,6 +103,8 @@ impl TestNode {
             union: union(),
             mount_group: None,
             attributes: BTreeMap::new(),
+            owner: Owner::Command,
+            pod: None,
         }
     }
 
@@ -118,14 +123,26 @@ impl TestNode {
     }
 
     pub fn unpublish(&self, id: &str) {
-        self.volumes.unpublish(id, &self.target(id)).unwrap();
+        self.try_unpublish(id).unwrap();
+    }
+
+    pub fn try_unpublish(&self, id: &str) -> Result<(), VolumeError> {
+        self.volumes.unpublish(&UnpublishRequest {
+            volume_id: id.to_owned(),
+            target: self.target(id),
+            clear_target: false,
+        })
     }
 }
 
 impl Drop for TestNode {
     fn drop(&mut self) {
         for volume in self.volumes.list().unwrap_or_default() {
-            let _ = self.volumes.unpublish(&volume.volume_id, &volume.target);
+            let _ = self.volumes.unpublish(&UnpublishRequest {
+                volume_id: volume.volume_id,
+                target: volume.target,
+                clear_target: false,
+            });
         }
         if let Some(dir) = &self.dir {
             let run = run_dir(dir.path());

@@ -1,0 +1,297 @@
+//! Metrics: their names, and where they are counted.
+//!
+//! Calls are counted as csi-lib-utils has it, so that dashboards for CSI drivers
+//! fit. The rest begins with `aufs_csi_`. No label holds the name of an image,
+//! a pod or a volume: a node's series must not grow with what runs on it.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Upper bounds in seconds: those of csi-lib-utils, and three below them, for a
+/// warm publish takes milliseconds.
+const SECONDS: [f64; 16] = [
+    0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0,
+];
+
+/// Media type of [`Metrics::text`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A label with its value.
+type Label = (&'static str, String);
+/// The one label of a family.
+type One = [Label; 1];
+
+/// Labels of a call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct CallLabels {
+    method: String,
+    code: &'static str,
+}
+
+impl EncodeLabelSet for CallLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        [
+            ("driver_name", crate::DRIVER_NAME),
+            ("method_name", self.method.as_str()),
+            ("grpc_status_code", self.code),
+        ]
+        .encode(encoder)
+    }
+}
+
+/// What a node holds, counted when somebody asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Holdings {
+    /// Volumes that are mounted.
+    pub mounted: u64,
+    /// Volumes that are being mounted, or whose mounting was interrupted.
+    pub intended: u64,
+    /// Volumes that are being taken down.
+    pub leaving: u64,
+    /// Volumes that wait to be mounted again.
+    pub returning: u64,
+    /// Branches in the store.
+    pub layers: u64,
+    /// Bytes of their files.
+    pub layer_bytes: u64,
+}
+
+/// The metrics of this process. Clones are the same ones.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<All>);
+
+#[derive(Debug)]
+struct All {
+    registry: Registry,
+    calls: Family<CallLabels, Histogram>,
+    in_flight: Gauge,
+    registered: Gauge,
+    volumes: Family<One, Gauge>,
+    layers: Gauge,
+    layer_bytes: Gauge,
+    unions: Family<One, Gauge>,
+    repairs: Family<One, Counter>,
+    stuck: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let calls = Family::new_with_constructor(histogram as fn() -> Histogram);
+        registry.register(
+            "csi_plugin_operations_seconds",
+            "Duration of CSI calls by method and code",
+            Family::clone(&calls),
+        );
+        let started = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0.0, |since| since.as_secs_f64());
+        registry.register(
+            "process_start_time_seconds",
+            "Start of the process since the epoch",
+            ConstGauge::new(started),
+        );
+        let own = registry.sub_registry_with_prefix("aufs_csi");
+        own.register(
+            "build",
+            "Version of the program",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        let in_flight = Gauge::default();
+        own.register(
+            "operations_in_flight",
+            "Volumes that are being published or unpublished",
+            in_flight.clone(),
+        );
+        let registered = Gauge::default();
+        own.register(
+            "registered",
+            "Whether kubelet has registered the plugin, 1 or 0; 0 where another program registers it",
+            registered.clone(),
+        );
+        let volumes = Family::default();
+        own.register("volumes", "Volumes by state", Family::clone(&volumes));
+        let layers = Gauge::default();
+        own.register("layers", "Layer directories in the store", layers.clone());
+        let layer_bytes = Gauge::default();
+        own.register_with_unit(
+            "layers",
+            "Size of the files in layer directories",
+            Unit::Bytes,
+            layer_bytes.clone(),
+        );
+        let unions = Family::default();
+        own.register(
+            "union_usable",
+            "Whether a union filesystem passed its self-test, 1 or 0",
+            Family::clone(&unions),
+        );
+        let repairs = Family::default();
+        own.register(
+            "repairs",
+            "What was put right after crashes, reboots and lost pods, by kind",
+            Family::clone(&repairs),
+        );
+        let stuck = Gauge::default();
+        own.register(
+            "stuck_volumes",
+            "Volumes that are to go and are still in use, at the last look",
+            stuck.clone(),
+        );
+        Metrics(Arc::new(All {
+            registry,
+            calls,
+            in_flight,
+            registered,
+            volumes,
+            layers,
+            layer_bytes,
+            unions,
+            repairs,
+            stuck,
+        }))
+    }
+}
+
+impl Metrics {
+    /// A call was answered.
+    pub fn call(&self, method: &str, code: &'static str, took: Duration) {
+        let labels = CallLabels {
+            method: method.to_owned(),
+            code,
+        };
+        self.0
+            .calls
+            .get_or_create(&labels)
+            .observe(took.as_secs_f64());
+    }
+
+    /// Work on a volume began.
+    pub fn operation_began(&self) {
+        self.0.in_flight.inc();
+    }
+
+    /// Work on a volume ended.
+    pub fn operation_ended(&self) {
+        self.0.in_flight.dec();
+    }
+
+    /// Whether kubelet has registered the plugin.
+    pub fn registered(&self, yes: bool) {
+        self.0.registered.set(yes.into());
+    }
+
+    /// Whether a union passed its self-test.
+    pub fn union_usable(&self, name: &str, yes: bool) {
+        let labels = [("union", name.to_owned())];
+        self.0.unions.get_or_create(&labels).set(yes.into());
+    }
+
+    /// Something was put right.
+    pub fn repaired(&self, kind: &str) {
+        self.0
+            .repairs
+            .get_or_create(&[("kind", kind.to_owned())])
+            .inc();
+    }
+
+    /// Volumes that should be gone and cannot be taken down.
+    pub fn stuck(&self, count: usize) {
+        self.0.stuck.set(signed(count as u64));
+    }
+
+    /// What the node holds now.
+    pub fn holdings(&self, holdings: &Holdings) {
+        for (state, count) in [
+            ("mounted", holdings.mounted),
+            ("intended", holdings.intended),
+            ("leaving", holdings.leaving),
+            ("returning", holdings.returning),
+        ] {
+            self.0
+                .volumes
+                .get_or_create(&[("state", state.to_owned())])
+                .set(signed(count));
+        }
+        self.0.layers.set(signed(holdings.layers));
+        self.0.layer_bytes.set(signed(holdings.layer_bytes));
+    }
+
+    /// All of it, as OpenMetrics.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // A string takes whatever is written to it.
+        let _ = encode(&mut text, &self.0.registry);
+        text
+    }
+}
+
+fn histogram() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_have_the_names_and_labels_that_dashboards_for_drivers_expect() {
+        let metrics = Metrics::default();
+        let took = Duration::from_millis(300);
+        metrics.call("/csi.v1.Node/NodePublishVolume", "Aborted", took);
+        let text = metrics.text();
+        let series = "csi_plugin_operations_seconds_bucket{le=\"0.5\",driver_name=\"aufs-csi.dev\",method_name=\"/csi.v1.Node/NodePublishVolume\",grpc_status_code=\"Aborted\"} 1";
+        let sorted = |line: &str| {
+            let mut parts: Vec<_> = line.split(['{', ',', '}']).map(str::to_owned).collect();
+            parts.sort();
+            parts
+        };
+        assert!(
+            text.lines().any(|line| sorted(line) == sorted(series)),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_a_node_holds_is_told_whole() {
+        let metrics = Metrics::default();
+        metrics.holdings(&Holdings {
+            mounted: 3,
+            layers: 7,
+            layer_bytes: 1 << 40,
+            ..Holdings::default()
+        });
+        metrics.registered(true);
+        metrics.union_usable("aufs", false);
+        metrics.repaired("undone");
+        metrics.stuck(2);
+        let text = metrics.text();
+        for line in [
+            "aufs_csi_volumes{state=\"mounted\"} 3",
+            "aufs_csi_volumes{state=\"leaving\"} 0",
+            "aufs_csi_layers 7",
+            "aufs_csi_layers_bytes 1099511627776",
+            "aufs_csi_registered 1",
+            "aufs_csi_union_usable{union=\"aufs\"} 0",
+            "aufs_csi_repairs_total{kind=\"undone\"} 1",
+            "aufs_csi_stuck_volumes 2",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
+        assert!(text.contains("process_start_time_seconds "), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+}

@@ -1,0 +1,107 @@
+//! kubelet's directories, which say what a pod still wants.
+//!
+//! `<root>/pods/<uid>/volumes/kubernetes.io~csi/<name>/` is made by kubelet
+//! before it asks for a volume, with `vol_data.json` in it, and is removed by it
+//! after the volume was taken away. The volume itself appears at `mount` in it.
+
+use std::io;
+use std::path::{Component, Path};
+
+/// kubelet's name for what it needs to know to unpublish a volume.
+const VOLUME_DATA: &str = "vol_data.json";
+
+/// What kubelet has of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PodDirectory {
+    /// The directory with what kubelet needs to unpublish the volume.
+    Present,
+    /// The directory without that: kubelet cannot ask for anything any more.
+    Forgotten,
+    /// No directory.
+    Gone,
+}
+
+/// Looks for the directory of the volume at `target`. Outside of kubelet's own
+/// directories there is no `vol_data.json` to be looked for.
+pub fn directory_of(kubelet_root: &Path, target: &Path) -> io::Result<PodDirectory> {
+    let Some(directory) = target.parent() else {
+        return Ok(PodDirectory::Present);
+    };
+    if !directory.try_exists()? {
+        return Ok(PodDirectory::Gone);
+    }
+    if !is_kubelets(kubelet_root, target) || directory.join(VOLUME_DATA).try_exists()? {
+        return Ok(PodDirectory::Present);
+    }
+    // Between the two looks it may have gone altogether.
+    Ok(match directory.try_exists()? {
+        true => PodDirectory::Forgotten,
+        false => PodDirectory::Gone,
+    })
+}
+
+/// Whether kubelet makes such paths for inline volumes.
+pub fn is_kubelets(kubelet_root: &Path, target: &Path) -> bool {
+    let Ok(inside) = target.strip_prefix(kubelet_root) else {
+        return false;
+    };
+    let parts: Vec<_> = inside
+        .components()
+        .map(|part| match part {
+            Component::Normal(name) => name.to_str().unwrap_or_default(),
+            _ => "",
+        })
+        .collect();
+    matches!(
+        parts[..],
+        ["pods", _, "volumes", "kubernetes.io~csi", _, "mount"]
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn kubelets_paths_have_one_form() {
+        let root = Path::new("/var/lib/kubelet");
+        for (path, is) in [
+            (
+                "/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/v/mount",
+                true,
+            ),
+            ("/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/v", false),
+            (
+                "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/v/mount",
+                false,
+            ),
+            (
+                "/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/v/x",
+                false,
+            ),
+            ("/mnt/pods/u/volumes/kubernetes.io~csi/v/mount", false),
+            ("/var/lib/kubelet/target", false),
+        ] {
+            assert_eq!(is_kubelets(root, Path::new(path)), is, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_volume_is_wanted_for_as_long_as_kubelet_can_ask_for_its_end() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let volume = root.join("pods/u/volumes/kubernetes.io~csi/v");
+        let target = volume.join("mount");
+        let found = || directory_of(root, &target).unwrap();
+        assert_eq!(found(), PodDirectory::Gone);
+        fs::create_dir_all(&volume).unwrap();
+        assert_eq!(found(), PodDirectory::Forgotten);
+        fs::write(volume.join("vol_data.json"), "{}").unwrap();
+        assert_eq!(found(), PodDirectory::Present);
+        let other = root.join("other/target");
+        assert_eq!(directory_of(root, &other).unwrap(), PodDirectory::Gone);
+        fs::create_dir_all(root.join("other")).unwrap();
+        assert_eq!(directory_of(root, &other).unwrap(), PodDirectory::Present);
+    }
+}

@@ -1,0 +1,530 @@
+//! From a request to a mount; and, for a volume that was mounted before, to the
+//! same mount again.
+
+use super::record::{self, RECORD_VERSION, VolumeRecord, VolumeState};
+use super::unpublish::Target;
+use super::{
+    PublishRequest, Published, VolumeError, Volumes, canonical, lock::VolumeLock, make_dir,
+};
+use crate::layer::index::Attrs;
+use crate::layer::store::{BranchId, SealedForm, SharedLock, StoreError};
+use crate::layer::unpack::finish_directories;
+use crate::layer::upper;
+use crate::stage::{Phase, Progress};
+use crate::union::probe::UnionRequest;
+use crate::union::{self, Backend, MountError, MountPlan, Writable};
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// What there is of a volume before it is published.
+enum Before {
+    /// Nothing.
+    Nothing,
+    /// All of it: it is mounted, as it is wanted.
+    Mounted(Box<VolumeRecord>),
+    /// All but the mount, which a reboot or somebody took away.
+    Unmounted(Box<VolumeRecord>),
+}
+
+/// An image as the branches of one volume.
+struct Staged {
+    manifest: String,
+    backend: Backend,
+    branches: Vec<BranchId>,
+    form: SealedForm,
+}
+
+impl Volumes {
+    /// Whether a volume is recorded and mounted in just this way, so that there
+    /// is nothing to do. Does not wait for whoever works on the volume.
+    pub fn is_published(
+        &self,
+        volume_id: &str,
+        target: &Path,
+        read_only: bool,
+        mount_group: Option<u32>,
+        attributes: &std::collections::BTreeMap<String, String>,
+    ) -> Result<bool, VolumeError> {
+        let dir = record::directory(&self.store, volume_id);
+        let Some(record) = self.read_record(&dir, target)? else {
+            return Ok(false);
+        };
+        Ok(record.state == VolumeState::Mounted
+            && record.boot == self.store.boot()
+            && record.target == canonical(target)?
+            && record.read_only == read_only
+            && record.mount_group == mount_group
+            && record.attributes == *attributes
+            && self.shows(&record)?)
+    }
+
+    /// Whether the topmost mount at the volume's target is the volume's own.
+    pub(super) fn shows(&self, record: &VolumeRecord) -> Result<bool, VolumeError> {
+        if !self.is_mount(&record.target)? {
+            return Ok(false);
+        }
+        let entry = self
+            .host
+            .mount_at(&record.target)
+            .map_err(|source| VolumeError::Target {
+                target: record.target.clone(),
+                source,
+            })?;
+        Ok(entry.is_some_and(|entry| record.plan.owns(record.aufs_id.as_deref(), &entry)))
+    }
+
+    /// Mounts a volume, or finds that it is mounted.
+    pub fn publish(
+        &self,
+        request: &PublishRequest,
+        progress: &dyn Progress,
+    ) -> Result<Published, VolumeError> {
+        let dir = record::directory(&self.store, &request.volume_id);
+        let lock = VolumeLock::take(&dir).map_err(VolumeError::Store)?;
+        let result = canonical(&request.target)
+            .and_then(|target| self.publish_locked(request, &dir, target, progress));
+        if result.is_err() && !dir.exists() {
+            // Nothing is left of the volume, so neither is its lock file.
+            lock.remove().map_err(VolumeError::Store)?;
+        }
+        result
+    }
+
+    fn publish_locked(
+        &self,
+        request: &PublishRequest,
+        dir: &Path,
+        target: PathBuf,
+        progress: &dyn Progress,
+    ) -> Result<Published, VolumeError> {
+        match self.before(dir, request, &target)? {
+            Before::Mounted(record) => Ok(Published {
+                manifest: record.manifest,
+                backend: record.plan.backend,
+                branches: record.branches.len(),
+                existed: true,
+            }),
+            Before::Unmounted(record) => self.mount_again(request, dir, *record, progress),
+            Before::Nothing => self.mount_anew(request, dir, target, progress),
+        }
+    }
+
+    /// Looks at what there is of the volume, before anything else is looked at.
+    /// Another volume under the same id is refused, an interrupted one is cleared
+    /// away.
+    fn before(
+        &self,
+        dir: &Path,
+        request: &PublishRequest,
+        target: &Path,
+    ) -> Result<Before, VolumeError> {
+        let Some(mut record) = self.read_record(dir, target)? else {
+            // Whoever was killed before it wrote a record left no more than this.
+            self.remove_dir_tree(dir)?;
+            return Ok(Before::Nothing);
+        };
+        if matches!(record.state, VolumeState::Intended | VolumeState::Leaving) {
+            // Nobody was told that this one was there, or it is to go.
+            self.take_down(dir, &record, Target::Own)?;
+            return Ok(Before::Nothing);
+        }
+        if record.target != target {
+            return Err(VolumeError::OtherTarget {
+                volume_id: request.volume_id.clone(),
+                target: record.target,
+            });
+        }
+        if record.read_only != request.read_only
+            || record.mount_group != request.mount_group
+            || record.attributes != request.attributes
+        {
+            return Err(VolumeError::OtherRequest {
+                volume_id: request.volume_id.clone(),
+            });
+        }
+        if record.boot != self.store.boot() || !self.shows(&record)? {
+            return Ok(Before::Unmounted(Box::new(record)));
+        }
+        if record.state == VolumeState::Returning {
+            record.state = VolumeState::Mounted;
+            record::write(dir, &record).map_err(VolumeError::Store)?;
+        }
+        Ok(Before::Mounted(Box::new(record)))
+    }
+
+    fn mount_anew(
+        &self,
+        request: &PublishRequest,
+        dir: &Path,
+        target: PathBuf,
+        progress: &dyn Progress,
+    ) -> Result<Published, VolumeError> {
+        let exists = self.check_target(&target, request.create_target)?;
+        // Branches must not be collected between being staged and being pinned.
+        let shared = self.store.lock_shared().map_err(VolumeError::Store)?;
+        let staged = self.stage_for(request, request.union, progress, &shared)?;
+        let plan = MountPlan {
+            backend: staged.backend,
+            branches: staged
+                .branches
+                .iter()
+                .map(|id| self.store.branch_dir(id))
+                .collect(),
+            writable: (!request.read_only).then(|| Writable {
+                upper: dir.join("upper"),
+                work: dir.join("work"),
+                memory: false,
+            }),
+            target: target.clone(),
+            staging: dir.join("staging"),
+            sub_path: None,
+            read_only: request.read_only,
+            label: None,
+            xino: Some(self.xino_path(dir)?),
+        };
+        let mut record = VolumeRecord {
+            version: RECORD_VERSION,
+            volume_id: request.volume_id.clone(),
+            state: VolumeState::Intended,
+            owner: request.owner,
+            pod: request.pod.clone(),
+            image: request.source.to_string(),
+            manifest: staged.manifest,
+            branches: staged.branches,
+            target,
+            target_created: !exists,
+            read_only: request.read_only,
+            mount_group: request.mount_group,
+            attributes: request.attributes.clone(),
+            plan,
+            aufs_id: None,
+            boot: self.store.boot().to_owned(),
+            mount_namespace: self.namespace,
+            created: crate::layer::store::now(),
+        };
+        make_dir(dir, 0o700)?;
+        if let Err(error) = record::write(dir, &record) {
+            // With no record nobody would look for it.
+            self.remove_dir_tree(dir)?;
+            return Err(VolumeError::Store(error));
+        }
+        progress.phase(Phase::Mounting);
+        let mounted = self
+            .make_writable(dir, &record, &staged.form)
+            .and_then(|root| self.mount(dir, &mut record, Some(&root)));
+        match mounted {
+            Ok(()) => Ok(published(record)),
+            Err(error) => {
+                // What was made for this volume goes; should that fail too, the
+                // record stays and says what is left.
+                let target = match &error {
+                    VolumeError::Mount(MountError::Occupied { .. }) => Target::Anothers,
+                    _ => Target::Own,
+                };
+                match self.take_down(dir, &record, target) {
+                    Ok(()) => Err(error),
+                    Err(undo) => Err(VolumeError::NotUndone {
+                        undo: Box::new(undo),
+                        source: Box::new(error),
+                    }),
+                }
+            }
+        }
+    }
+
+    /// Mounts a volume that is recorded and not mounted, with the writable layer
+    /// and the content that it had: after a reboot, or where its mount got lost.
+    fn mount_again(
+        &self,
+        request: &PublishRequest,
+        dir: &Path,
+        record: VolumeRecord,
+        progress: &dyn Progress,
+    ) -> Result<Published, VolumeError> {
+        let volume_id = record.volume_id.clone();
+        let kept = |source| VolumeError::NotReturned {
+            volume_id: volume_id.clone(),
+            source: Box::new(source),
+        };
+        let shared = self
+            .store
+            .lock_shared()
+            .map_err(VolumeError::Store)
+            .map_err(kept)?;
+        if !self.has_branches(&record).map_err(kept)? {
+            // The machine went down before they were on its disk. Only the very
+            // same content fits what the pod wrote on top of it.
+            let union = union_of(record.plan.backend);
+            let staged = self
+                .stage_for(request, union, progress, &shared)
+                .map_err(kept)?;
+            if staged.branches != record.branches {
+                tracing::warn!(
+                    volume.id = record.volume_id,
+                    manifest = record.manifest,
+                    now = staged.manifest,
+                    "the volume starts empty: its layers were lost before they were on disk, and its image is another one now"
+                );
+                drop(shared);
+                self.take_down(dir, &record, Target::Own).map_err(kept)?;
+                return self.mount_anew(request, dir, record.target, progress);
+            }
+        }
+        self.bring_back(dir, record, progress).map_err(kept)
+    }
+
+    /// Should it fail, the record stays and with it what the pod wrote.
+    fn bring_back(
+        &self,
+        dir: &Path,
+        mut record: VolumeRecord,
+        progress: &dyn Progress,
+    ) -> Result<Published, VolumeError> {
+        // The node may have another kernel now.
+        self.choose(union_of(record.plan.backend))?;
+        if record.boot == self.store.boot() {
+            self.is_unused(&record)?;
+        }
+        let exists = self.check_target(&record.target, true)?;
+        record.target_created |= !exists;
+        record.plan.xino = Some(self.xino_path(dir)?);
+        record.state = VolumeState::Returning;
+        record.boot = self.store.boot().to_owned();
+        record.mount_namespace = self.namespace;
+        record.aufs_id = None;
+        record::write(dir, &record).map_err(VolumeError::Store)?;
+        progress.phase(Phase::Mounting);
+        if let (Backend::Aufs, Some(writable)) = (record.plan.backend, &record.plan.writable) {
+            self.put_right(&record, &writable.upper)?;
+        }
+        self.mount(dir, &mut record, None)?;
+        tracing::info!(
+            volume.id = record.volume_id,
+            "mounted again with the writable layer that it had"
+        );
+        Ok(published(record))
+    }
+
+    /// What AUFS leaves in a writable layer when the machine goes down.
+    fn put_right(&self, record: &VolumeRecord, upper: &Path) -> Result<(), VolumeError> {
+        let fd = fs::File::open(upper)
+            .map_err(StoreError::io("open", upper))
+            .map_err(VolumeError::Store)?;
+        let removed = upper::put_right(fd.as_fd()).map_err(|source| VolumeError::Residue {
+            volume_id: record.volume_id.clone(),
+            source,
+        })?;
+        if removed > 0 {
+            tracing::info!(
+                volume.id = record.volume_id,
+                removed,
+                "removed what a crash left in the writable layer"
+            );
+        }
+        Ok(())
+    }
+
+    /// Stages the volume's image. The caller keeps branches from being collected.
+    fn stage_for(
+        &self,
+        request: &PublishRequest,
+        union: UnionRequest,
+        progress: &dyn Progress,
+        _: &SharedLock,
+    ) -> Result<Staged, VolumeError> {
+        let chosen = self.choose(union)?;
+        let staged = self.stage_from(
+            &request.source,
+            request.source_root.as_deref(),
+            request.platform.as_ref(),
+            chosen,
+            progress,
+        )?;
+        let mut branches = staged.form.branches.clone();
+        if branches.is_empty() || request.read_only && !staged.form.root_fits {
+            let root = self
+                .stager(chosen)?
+                .root_branch(&Attrs::from(&staged.form.root))
+                .map_err(VolumeError::Stage)?;
+            branches.insert(0, root);
+        }
+        Ok(Staged {
+            manifest: staged.image.manifest,
+            backend: chosen.for_volume(branches.len(), request.read_only),
+            branches,
+            form: staged.form,
+        })
+    }
+
+    fn has_branches(&self, record: &VolumeRecord) -> Result<bool, VolumeError> {
+        for id in &record.branches {
+            if self.store.branch(id).map_err(VolumeError::Store)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Refuses a volume whose union may live where it cannot be seen from here:
+    /// two unions on one writable layer destroy each other's work, and AUFS would
+    /// make them.
+    fn is_unused(&self, record: &VolumeRecord) -> Result<(), VolumeError> {
+        union::unmount_union(
+            self.host.as_ref(),
+            &[&record.plan.staging],
+            record.aufs_id.as_deref(),
+            std::time::Duration::ZERO,
+        )
+        .map(drop)
+        .map_err(VolumeError::Unmount)
+    }
+
+    /// Makes the directories of the writable layer; gives the metadata that the
+    /// volume's root is to have.
+    fn make_writable(
+        &self,
+        dir: &Path,
+        record: &VolumeRecord,
+        form: &SealedForm,
+    ) -> Result<Attrs, VolumeError> {
+        let mut root = Attrs::from(&form.root);
+        if let Some(group) = record.mount_group {
+            // As kubelet does for a whole tree, but to this directory only.
+            root.gid = group;
+            root.mode |= 0o2070;
+        }
+        if let Some(writable) = &record.plan.writable {
+            make_dir(&dir.join("work"), 0o700)?;
+            make_dir(&writable.upper, 0o700)?;
+            self.finish_root(record, &writable.upper, &root)?;
+        }
+        Ok(root)
+    }
+
+    /// Mounts what is recorded, and says so in the record. With `root`, a union
+    /// that is new gets it as its root's metadata.
+    fn mount(
+        &self,
+        dir: &Path,
+        record: &mut VolumeRecord,
+        root: Option<&Attrs>,
+    ) -> Result<(), VolumeError> {
+        if record.target_created {
+            match fs::DirBuilder::new().mode(0o750).create(&record.target) {
+                Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(VolumeError::Target {
+                        target: record.target.clone(),
+                        source,
+                    });
+                }
+                _ => {}
+            }
+        }
+        make_dir(&record.plan.staging, 0o700)?;
+        let mounted = union::mount(self.host.as_ref(), &record.plan, &self.probe()?.features())
+            .map_err(VolumeError::Mount)?;
+        record.aufs_id = mounted.aufs_id;
+        if let (Backend::Aufs, Some(writable), Some(root)) =
+            (record.plan.backend, &record.plan.writable, root)
+        {
+            // At the mount AUFS makes files of its own in this directory, which
+            // sets its time. Not through the mount, where times are cut to
+            // seconds; AUFS asks the branch at each stat.
+            self.finish_root(record, &writable.upper, root)?;
+        }
+        fs::remove_dir(dir.join("staging"))
+            .map_err(StoreError::io("remove", &dir.join("staging")))
+            .map_err(VolumeError::Store)?;
+        record.state = VolumeState::Mounted;
+        record::write(dir, record).map_err(VolumeError::Store)
+    }
+
+    /// Gives the directory what the volume's root is to have.
+    fn finish_root(
+        &self,
+        record: &VolumeRecord,
+        path: &Path,
+        root: &Attrs,
+    ) -> Result<(), VolumeError> {
+        let fd = fs::File::open(path)
+            .map_err(StoreError::io("open", path))
+            .map_err(VolumeError::Store)?;
+        let only = std::iter::once(Ok((Vec::new(), root.clone())));
+        finish_directories(fd.as_fd(), only, self.ownership()).map_err(|source| VolumeError::Root {
+            volume_id: record.volume_id.clone(),
+            source,
+        })
+    }
+
+    /// Whether the target exists; what cannot be one is an error.
+    fn check_target(&self, target: &Path, create: bool) -> Result<bool, VolumeError> {
+        let metadata = match fs::symlink_metadata(target) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && create => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(VolumeError::TargetMissing {
+                    target: target.to_owned(),
+                });
+            }
+            Err(source) => {
+                return Err(VolumeError::Target {
+                    target: target.to_owned(),
+                    source,
+                });
+            }
+        };
+        if !metadata.is_dir() {
+            return Err(VolumeError::TargetNoDirectory {
+                target: target.to_owned(),
+            });
+        }
+        if self.is_mount(target)? {
+            return Err(VolumeError::TargetMounted {
+                target: target.to_owned(),
+            });
+        }
+        let mut entries = fs::read_dir(target).map_err(|source| VolumeError::Target {
+            target: target.to_owned(),
+            source,
+        })?;
+        if entries.next().is_some() {
+            return Err(VolumeError::TargetNotEmpty {
+                target: target.to_owned(),
+            });
+        }
+        Ok(true)
+    }
+
+    fn xino_path(&self, dir: &Path) -> Result<PathBuf, VolumeError> {
+        let base = self.options.run_dir.join("xino");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&base)
+            .map_err(StoreError::io("create", &base))
+            .map_err(VolumeError::Store)?;
+        Ok(base.join(dir.file_name().unwrap_or_default()))
+    }
+}
+
+fn published(record: VolumeRecord) -> Published {
+    Published {
+        manifest: record.manifest,
+        backend: record.plan.backend,
+        branches: record.branches.len(),
+        existed: false,
+    }
+}
+
+/// What to ask for to get just this one.
+fn union_of(backend: Backend) -> UnionRequest {
+    match backend {
+        Backend::Aufs => UnionRequest::Aufs,
+        Backend::Overlay => UnionRequest::Overlay,
+        // A bind mount is made of a tree in the format of either.
+        Backend::Bind => UnionRequest::Auto,
+    }
+}

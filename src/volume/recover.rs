@@ -1,0 +1,180 @@
+//! What has to be put right: records × mount table → repairs. Pure; `upkeep`
+//! looks, and does what comes out.
+//!
+//! Only volumes of the plugin are looked at. A person's are theirs.
+
+use super::pods::{self, PodDirectory};
+use super::record::{Owner, VolumeRecord, VolumeState};
+use crate::host::MountEntry;
+use std::path::{Path, PathBuf};
+
+/// A volume as it is found.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its directory in the store.
+    pub dir: PathBuf,
+    /// Its record.
+    pub record: VolumeRecord,
+    /// What kubelet has of it.
+    pub pod: PodDirectory,
+}
+
+/// The node as it is found.
+#[derive(Debug, Clone, Copy)]
+pub struct Node<'a> {
+    /// The kernel's boot id.
+    pub boot: &'a str,
+    /// kubelet's directory.
+    pub kubelet_root: &'a Path,
+    /// The store's directory of volumes.
+    pub volumes_dir: &'a Path,
+}
+
+/// Something that has to be put right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Repair {
+    /// The volume goes.
+    TakeDown {
+        /// Its directory in the store.
+        dir: PathBuf,
+        /// Why.
+        why: Reason,
+    },
+    /// The volume is mounted although its record does not say so yet: the
+    /// process died in between.
+    Adopt {
+        /// Its directory in the store.
+        dir: PathBuf,
+    },
+    /// The volume is not mounted and its pod still has it: kubelet will ask for
+    /// it again, and gets it with the writable layer that it has.
+    Await {
+        /// Its directory in the store.
+        dir: PathBuf,
+    },
+    /// A union of ours that no record knows.
+    Unmount {
+        /// Where it is mounted.
+        at: PathBuf,
+    },
+}
+
+/// Why a volume goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// It was being mounted for the first time, so no pod has seen it.
+    Interrupted,
+    /// It was being taken down.
+    Leaving,
+    /// kubelet has forgotten it, or its directory is gone.
+    Forgotten,
+}
+
+impl Reason {
+    /// As in logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Interrupted => "interrupted",
+            Self::Leaving => "leaving",
+            Self::Forgotten => "forgotten",
+        }
+    }
+}
+
+impl Repair {
+    /// As in logs and metrics.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::TakeDown { why, .. } => why.name(),
+            Self::Adopt { .. } => "adopted",
+            Self::Await { .. } => "awaited",
+            Self::Unmount { .. } => "orphan",
+        }
+    }
+}
+
+/// What has to be put right when the plugin starts. What is mounted is never in
+/// it, however little kubelet knows of it: whether it is in use has to be looked
+/// at, and for longer than once.
+#[must_use]
+pub fn repairs(found: &[Found], table: &[MountEntry], node: &Node<'_>) -> Vec<Repair> {
+    let of_volumes = found
+        .iter()
+        .filter(|found| found.record.owner == Owner::Plugin)
+        .filter_map(|found| {
+            let is_mounted = is_mounted(&found.record, table);
+            repair(found, is_mounted, node)
+        });
+    of_volumes.chain(orphans(found, table, node)).collect()
+}
+
+/// What has to be put right with one volume.
+fn repair(found: &Found, is_mounted: bool, node: &Node<'_>) -> Option<Repair> {
+    let dir = found.dir.clone();
+    let take_down = |why| {
+        Some(Repair::TakeDown {
+            dir: found.dir.clone(),
+            why,
+        })
+    };
+    let is_this_boot = found.record.boot == node.boot;
+    match found.record.state {
+        VolumeState::Intended => take_down(Reason::Interrupted),
+        VolumeState::Leaving => take_down(Reason::Leaving),
+        VolumeState::Mounted if is_this_boot && is_mounted => None,
+        VolumeState::Returning if is_this_boot && is_mounted => Some(Repair::Adopt { dir }),
+        VolumeState::Mounted | VolumeState::Returning => match found.pod {
+            PodDirectory::Present => Some(Repair::Await { dir }),
+            PodDirectory::Forgotten | PodDirectory::Gone => take_down(Reason::Forgotten),
+        },
+    }
+}
+
+fn is_mounted(record: &VolumeRecord, table: &[MountEntry]) -> bool {
+    table.iter().any(|entry| {
+        entry.mount_point == record.target && record.plan.owns(record.aufs_id.as_deref(), entry)
+    })
+}
+
+/// Mounts of ours that no record knows: a union on a writable layer of the store,
+/// anything at a staging path, and a union of AUFS where only the plugin makes
+/// one and kubelet knows nothing of it either.
+fn orphans(found: &[Found], table: &[MountEntry], node: &Node<'_>) -> Vec<Repair> {
+    let is_recorded = |path: &Path| {
+        found
+            .iter()
+            .any(|found| path.starts_with(&found.dir) || path == found.record.target)
+    };
+    let volume_of = |path: &Path| path.starts_with(node.volumes_dir);
+    let is_orphan = |entry: &&MountEntry| {
+        let at = &entry.mount_point;
+        if is_recorded(at) {
+            return false;
+        }
+        if volume_of(at) && at.file_name().is_some_and(|name| name == "staging") {
+            return true;
+        }
+        let upper = entry
+            .option("upperdir")
+            .and_then(|upper| std::str::from_utf8(upper).ok())
+            .map(Path::new);
+        match upper {
+            Some(upper) => entry.fs_type == "overlay" && volume_of(upper) && !is_recorded(upper),
+            None => {
+                entry.fs_type == "aufs"
+                    && pods::is_kubelets(node.kubelet_root, at)
+                    && pods::directory_of(node.kubelet_root, at)
+                        .is_ok_and(|pod| pod != PodDirectory::Present)
+            }
+        }
+    };
+    table
+        .iter()
+        .filter(is_orphan)
+        .map(|entry| Repair::Unmount {
+            at: entry.mount_point.clone(),
+        })
+        .collect()
+}
