@@ -1,5 +1,4 @@
 use super::*;
-use fluke_hpack::Encoder;
 
 const ENCODED: &[u8] = b"%2Fvar%2Flib%2Fkubelet%2Fplugins_registry%2Faufs-csi.dev-reg.sock";
 
@@ -11,10 +10,40 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What grpc-go sends for a call, by one encoder for the connection: from the
-/// second call on, it refers to headers of the first.
-fn block(encoder: &mut Encoder<'_>, path: &[u8]) -> Vec<u8> {
-    encoder.encode([
+/// Writes headers as grpc-go does: what is new goes into the table of the
+/// connection, and what is in there is referred to. (The library's own encoder
+/// never does that.)
+#[derive(Default)]
+struct Encoder {
+    /// Newest last.
+    table: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Encoder {
+    /// Entries of the static table, which come first: RFC 7541, appendix A.
+    const STATIC: usize = 61;
+
+    fn header(&mut self, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        let known = self
+            .table
+            .iter()
+            .rev()
+            .position(|(n, v)| n == name && v == value);
+        if let Some(at) = known {
+            out.push(0x80 | (Self::STATIC + 1 + at) as u8);
+            return;
+        }
+        out.push(0x40);
+        string(name, out);
+        string(value, out);
+        self.table.push((name.to_vec(), value.to_vec()));
+    }
+}
+
+/// The headers of a call.
+fn block(encoder: &mut Encoder, path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, value) in [
         (b":method".as_slice(), b"POST".as_slice()),
         (b":scheme", b"http"),
         (b":path", path),
@@ -22,7 +51,10 @@ fn block(encoder: &mut Encoder<'_>, path: &[u8]) -> Vec<u8> {
         (b"content-type", b"application/grpc"),
         (b"user-agent", b"grpc-go/1.72.2"),
         (b"te", b"trailers"),
-    ])
+    ] {
+        encoder.header(name, value, &mut out);
+    }
+    out
 }
 
 fn rewritten(bytes: &[u8], step: usize) -> Result<Vec<u8>, AuthorityError> {
@@ -67,7 +99,7 @@ fn headers(decoder: &mut Decoder<'_>, block: &[u8]) -> Vec<(String, String)> {
 
 #[test]
 fn only_the_authority_is_another_however_the_bytes_come() {
-    let mut encoder = Encoder::new();
+    let mut encoder = Encoder::default();
     let calls = [
         b"/pluginregistration.Registration/GetInfo".as_slice(),
         b"/pluginregistration.Registration/NotifyRegistrationStatus",
@@ -123,7 +155,7 @@ fn only_the_authority_is_another_however_the_bytes_come() {
 
 #[test]
 fn blocks_in_several_frames_with_padding_and_priority_are_one() {
-    let mut encoder = Encoder::new();
+    let mut encoder = Encoder::default();
     let bytes = block(&mut encoder, b"/a");
     let (begin, rest) = bytes.split_at(10);
     let (middle, end) = rest.split_at(5);
