@@ -59,6 +59,12 @@ e2e-aufs: ## The suite on real AUFS: make e2e-aufs AUFS_KERNEL=path/to/bzImage
 	scripts/setup.sh build
 	AUFS_KERNEL='$(AUFS_KERNEL)' e2e/aufs/run.sh
 
+.PHONY: sanity
+sanity: release ## The CSI project's own tests against the released program (mounts, as root)
+	scripts/setup.sh test
+	e2e/sanity/run.sh build
+	$(AS_ROOT) e2e/sanity/run.sh test $(STATIC)
+
 .PHONY: release
 release: ## One static binary, in target/<triple>/release
 	scripts/setup.sh build
@@ -68,3 +74,4 @@ release: ## One static binary, in target/<triple>/release
 .PHONY: clean
 clean: ## Remove what was built, the tools of the checks included
 	$(CARGO) clean
+	rm -rf .cache

@@ -3,7 +3,7 @@
 # list is a program and the Debian/Ubuntu package that has it; programs that are
 # there, from wherever, are left alone.
 #
-# usage: scripts/setup.sh build|test|bench
+# usage: scripts/setup.sh build|test|bench|go
 set -euo pipefail
 
 readonly BUILD='
@@ -22,6 +22,10 @@ getfattr        attr
 getfacl         acl
 unshare         util-linux
 '
+# Any go will do: scripts/go.sh fetches a newer one with it.
+readonly GO='
+go              golang-go
+'
 # Other peers are measured where they are installed.
 readonly BENCH='
 tar             tar
@@ -34,8 +38,9 @@ case "${1-}" in
 build) list=$BUILD ;;
 test) list=$BUILD$TEST ;;
 bench) list=$BUILD$BENCH ;;
+go) list=$GO ;;
 *)
-    echo "usage: scripts/setup.sh build|test|bench" >&2
+    echo "usage: scripts/setup.sh build|test|bench|go" >&2
     exit 64
     ;;
 esac

@@ -254,24 +254,26 @@ impl Volumes {
             .lock_shared()
             .map_err(VolumeError::Store)
             .map_err(kept)?;
-        if !self.has_branches(&record).map_err(kept)? {
-            // The machine went down before they were on its disk. Only the very
-            // same content fits what the pod wrote on top of it.
+        // Without either, the machine went down before they were on its disk.
+        let writable = record.plan.writable.as_ref();
+        let mut is_whole = writable.is_none_or(|writable| writable.upper.is_dir());
+        if is_whole && !self.has_branches(&record).map_err(kept)? {
+            // Only the very same content fits what the pod wrote on top of it.
             let union = union_of(record.plan.backend);
             let staged = self
                 .stage_for(request, union, progress, &shared)
                 .map_err(kept)?;
-            if staged.branches != record.branches {
-                tracing::warn!(
-                    volume.id = record.volume_id,
-                    manifest = record.manifest,
-                    now = staged.manifest,
-                    "the volume starts empty: its layers were lost before they were on disk, and its image is another one now"
-                );
-                drop(shared);
-                self.take_down(dir, &record, Target::Own).map_err(kept)?;
-                return self.mount_anew(request, dir, record.target, progress);
-            }
+            is_whole = staged.branches == record.branches;
+        }
+        if !is_whole {
+            tracing::warn!(
+                volume.id = record.volume_id,
+                manifest = record.manifest,
+                "the volume starts empty: what it was made of was lost before it was on disk"
+            );
+            drop(shared);
+            self.take_down(dir, &record, Target::Own).map_err(kept)?;
+            return self.mount_anew(request, dir, record.target, progress);
         }
         self.bring_back(dir, record, progress).map_err(kept)
     }
