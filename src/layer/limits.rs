@@ -2,6 +2,16 @@
 //! input: each bound is checked while the bytes stream by, before what would
 //! break it is done, and has an error of its own where it is checked.
 
+/// Links on one way, as many as the kernel follows (`MAXSYMLINKS`).
+pub(crate) const MAX_LINKS: usize = 40;
+
+/// Components of link targets on one way. 40 links of 2,047 components each
+/// are 80,000 look-ups for one entry; nobody's layer needs a twentieth.
+pub(crate) const MAX_STEPS: usize = 4096;
+
+/// The longest component that a Linux filesystem takes.
+pub(crate) const MAX_COMPONENT_BYTES: usize = 255;
+
 /// Bounds of one layer. [`Limits::default`] is far above what real images have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
