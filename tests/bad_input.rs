@@ -640,6 +640,15 @@ fn bombs_meet_a_limit_that_the_error_names() {
             "more than 3 ",
         ),
         (
+            "index",
+            &many,
+            Limits {
+                max_index_bytes: 100,
+                ..default()
+            },
+            "takes more than 100 bytes",
+        ),
+        (
             "path",
             &path,
             Limits {

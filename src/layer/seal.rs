@@ -31,7 +31,7 @@ mod walk;
 pub use edits::{Edit, EditLog, EditReader};
 pub use flatten::{Visible, flatten};
 
-use super::index::{Attrs, Index};
+use super::index::{Attrs, Index, IndexTooLarge};
 use super::limits::Limits;
 use super::tree::PathText;
 use std::fs::File;
@@ -161,6 +161,16 @@ pub enum SealError {
         /// The limit.
         limit: usize,
     },
+    /// [`Limits::max_index_bytes`], what sealing adds included.
+    #[error(
+        "layer {layer} has so much that is settled by the layers below it that it takes more than {limit} bytes"
+    )]
+    IndexTooLarge {
+        /// The layer.
+        layer: usize,
+        /// The limit.
+        limit: u64,
+    },
     /// A component that no Linux filesystem takes, in a link of the layers below.
     #[error(
         "layer {layer} has {path}, which symbolic links lead to a name of more than {limit} bytes"
@@ -211,9 +221,15 @@ pub enum SealError {
 
 impl SealError {
     fn index(layer: usize) -> impl FnOnce(io::Error) -> SealError {
-        move |source| SealError::Index {
-            layer: layer + 1,
-            source,
+        move |source| match IndexTooLarge::of(&source) {
+            Some(IndexTooLarge { limit }) => SealError::IndexTooLarge {
+                layer: layer + 1,
+                limit,
+            },
+            None => SealError::Index {
+                layer: layer + 1,
+                source,
+            },
         }
     }
 }

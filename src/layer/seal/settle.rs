@@ -96,7 +96,8 @@ impl Settling<'_> {
     }
 
     fn builder(&self) -> Result<Builder, SealError> {
-        Ok(Builder::new(self.io((self.scratch)())?))
+        let spill = self.io((self.scratch)())?;
+        Ok(Builder::new(spill).bounded(self.limits.max_index_bytes))
     }
 
     fn run(&self, log: &mut EditLog) -> Result<Index, SealError> {

@@ -448,6 +448,25 @@ fn ways_through_links_are_bounded() {
     );
 }
 
+#[test]
+fn what_is_settled_is_bounded_whatever_it_grew_from() {
+    // Each of these directories says all of those on the way to it again.
+    let lower = format!("l -> {}", ["d"; 100].join("/"));
+    let upper: Vec<String> = (0..100).map(|n| format!("l/{n}/x")).collect();
+    let upper: Vec<&str> = upper.iter().map(String::as_str).collect();
+    let layers = [index(&[&lower]), index(&upper)];
+    let limits = Limits {
+        max_index_bytes: 1 << 20,
+        ..Limits::default()
+    };
+    let refused = seal(&layers, Format::Aufs, &limits, &tempfile::tempfile).map(|_| ());
+    let limit = limits.max_index_bytes;
+    assert!(
+        matches!(refused, Err(SealError::IndexTooLarge { layer: 2, limit: found }) if found == limit),
+        "{refused:?}"
+    );
+}
+
 /// What a branch has at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Shown {
