@@ -215,7 +215,8 @@ impl Stager<'_> {
             indexes.push(self.index_of(&places, layer)?);
         }
         progress.phase(Phase::Sealing);
-        let sealed = seal::seal(&indexes, format, &|| work.scratch()).map_err(StageError::Seal)?;
+        let sealed = seal::seal(&indexes, format, &self.options.limits, &|| work.scratch())
+            .map_err(StageError::Seal)?;
 
         let mut ids: Vec<BranchId> = Vec::with_capacity(image.layers.len());
         for number in 0..image.layers.len() {

@@ -641,6 +641,15 @@ fn bombs_meet_a_limit_that_the_error_names() {
             "more than 3 ",
         ),
         (
+            "index",
+            &many,
+            Limits {
+                max_index_bytes: 100,
+                ..default()
+            },
+            "takes more than 100 bytes",
+        ),
+        (
             "path",
             &path,
             Limits {
@@ -675,6 +684,62 @@ fn bombs_meet_a_limit_that_the_error_names() {
         );
         assert_eq!(Left::of(&root), before, "{name}");
         assert!(!node.target(name).exists(), "{name}");
+    }
+    still_works(&node);
+}
+
+/// Links of a lower layer that lead far beyond what one name could say: each
+/// is within the bounds, and all of them together are not.
+#[test]
+fn ways_through_links_of_lower_layers_meet_a_limit_that_the_error_names() {
+    let node = TestNode::new();
+    let deep = |count: usize| "/a".repeat(count);
+    let wide = format!("/{}", "n".repeat(200)).repeat(15);
+    let chain_of = |count: usize, way: &str| -> Layer {
+        let text = |n: usize| format!("l{}{way}", n + 1);
+        let last = way[1..].to_owned();
+        let target = |n| if n < count { text(n) } else { last.clone() };
+        (1..=count)
+            .map(|n| symlink(format!("l{n}"), target(n)))
+            .collect()
+    };
+    let cases: Vec<(&str, Layer, &[&str])> = vec![
+        (
+            "deep",
+            chain_of(2, &deep(300)),
+            &["more than 512 components"],
+        ),
+        ("long", chain_of(2, &wide), &["more than 4095 bytes"]),
+        (
+            "name",
+            chain_of(1, &format!("/{}", "n".repeat(300))),
+            &["more than 255 bytes"],
+        ),
+        // What stays where it is costs the same to follow.
+        (
+            "steps",
+            chain_of(3, &"/a/..".repeat(800)),
+            &["more than 4096 components"],
+        ),
+        (
+            "all of them",
+            chain_of(40, &deep(2040)),
+            &["more than 4096 components|more than 512 components"],
+        ),
+    ];
+    for (name, links, words) in cases {
+        let id = name.replace(' ', "-");
+        for (kind, upper) in [
+            ("file", vec![file("l1/x", b"x")]),
+            ("marker", vec![support::entry::whiteout("l1/x")]),
+            ("link", vec![hardlink("g", "l1/x")]),
+        ] {
+            let source = node.image(&format!("{id}-{kind}"), &[links.clone(), upper]);
+            let request = node.request(&format!("{name} {kind}"), &source, false);
+            let path = if kind == "link" { "g" } else { "l1" };
+            let words = [&["layer 2", path][..], words].concat();
+            refused(&node, &request, ErrorKind::FailedPrecondition, &words);
+        }
     }
     still_works(&node);
 }

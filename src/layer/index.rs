@@ -15,10 +15,12 @@ pub mod check;
 pub(crate) mod codec;
 mod log;
 mod reader;
+pub(crate) mod sort;
 
 pub use builder::Builder;
 pub use log::RecordLog;
 pub use reader::{Cursor, Index};
+pub use sort::IndexTooLarge;
 
 use super::archive::Timestamp;
 use std::cmp::Ordering;
