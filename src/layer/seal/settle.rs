@@ -598,9 +598,16 @@ impl Settling<'_> {
     /// What a link of place `seq` in the archive finds at `path`.
     fn source(&self, own: &Index, path: &[u8], seq: u64, link: &[u8]) -> Result<Source, SealError> {
         let layer = self.layer + 1;
+        let relocates = !self.followed.borrow().is_empty();
         for dir in self_and_ancestors(path) {
             let record = self.io(own.get(dir))?.unwrap_or_default();
-            if record.cleared > seq || dir == path && !record.lost_link.is_empty() {
+            // What came beneath it by way of a link below, perhaps this very
+            // target, went when something else took its place.
+            let replaced = record.seq > seq && record.node.is_some_and(|node| !node.is_dir());
+            if record.cleared > seq
+                || dir == path && !record.lost_link.is_empty()
+                || dir != path && replaced && relocates
+            {
                 return Err(self.unsettled(path));
             }
         }
