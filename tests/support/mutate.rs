@@ -438,6 +438,24 @@ pub fn apply(tree: &mut Tree, change: &Change) {
     }
 }
 
+/// Leaves the times out of `changed` of what the changes were about, or that is
+/// around it, whatever they made of it; those of all else are as in `before`.
+pub fn forget_times(changed: &mut Tree, before: &Tree, changes: &[Change]) {
+    let mut about: Vec<u64> = Vec::new();
+    for path in changes.iter().flat_map(Change::paths) {
+        for tree in [&*changed, before] {
+            for path in [path, split(path).0] {
+                about.extend(tree.get(path).map(|node| node.inode));
+            }
+        }
+    }
+    for node in changed.nodes.values_mut() {
+        if about.contains(&node.inode) {
+            node.mtime = None;
+        }
+    }
+}
+
 /// A new inode of root's; in a set-group-ID directory it has the directory's
 /// group, and from one with a default access control list it has that.
 fn add(tree: &mut Tree, path: &[u8], kind: Kind, mode: u32) {
