@@ -3,9 +3,10 @@
 //!
 //! Nothing is decided here: sealing says what is to be done, and what it did
 //! not expect to find (a name that exists, a directory that is missing) is an
-//! error rather than repaired. Directories keep the bare metadata that the
-//! unpacker gave them; [`finish_directories`](super::unpack::finish_directories)
-//! is the step after this one.
+//! error rather than repaired. Directories may have their metadata already;
+//! [`refinish_directories`](super::unpack::refinish_directories) is the step
+//! after this one, for edits touch the times of directories, and what is made
+//! inherits from them.
 
 mod copy;
 #[cfg(test)]
@@ -14,8 +15,8 @@ mod tests;
 use super::index::{self, Attrs};
 use super::seal::Edit;
 use super::tree::{Cursor, EnterError, MetadataError, Ownership, PathText};
-use copy::Copier;
 pub use copy::CopyFault;
+use copy::{Copier, Directories};
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags, fsetxattr, linkat, makedev, mkdirat,
@@ -183,16 +184,18 @@ pub struct ApplyStats {
     pub copied_bytes: u64,
 }
 
-/// Makes `edits`, in their order, on the layer's directory `root`.
+/// Makes `edits`, in their order, on the layer's directory `root`. `fresh` is a
+/// directory on the same filesystem that no metadata was given to.
 ///
 /// `lower` opens the directory of another layer of the image to copy from it.
 /// `directories` is given the metadata of every [`Edit::Directory`], to be
-/// merged into what `finish_directories` gets.
+/// merged into what `refinish_directories` gets.
 ///
 /// # Errors
 /// [`ApplyError`] at the first edit that fails.
 pub fn apply<E: Into<Box<dyn Error + Send + Sync>>>(
     root: BorrowedFd<'_>,
+    fresh: BorrowedFd<'_>,
     edits: impl Iterator<Item = Result<Edit, E>>,
     format: Format,
     ownership: Ownership,
@@ -203,7 +206,7 @@ pub fn apply<E: Into<Box<dyn Error + Send + Sync>>>(
         here: cursor(root)?,
         there: cursor(root)?,
         layers: VecDeque::new(),
-        copier: Copier::new(root, ownership)?,
+        copier: Copier::new(fresh, Directories::Finished, ownership)?,
         format,
         stats: ApplyStats::default(),
     };
@@ -379,8 +382,8 @@ pub struct CopyNode {
     pub inode: u64,
 }
 
-/// Copies the branch directory `from`, node by node, into the directory `to`.
-/// Directories are then as after unpacking: without metadata.
+/// Copies the branch directory `from`, node by node, into the directory `to`,
+/// whose directories are without metadata, and stay so, as after unpacking.
 ///
 /// # Errors
 /// [`ApplyError`] at the first node that fails.
@@ -393,7 +396,7 @@ pub fn copy_nodes<E: Into<Box<dyn Error + Send + Sync>>>(
     let mut source = cursor(from)?;
     let mut here = cursor(to)?;
     let mut there = cursor(to)?;
-    let mut copier = Copier::new(to, ownership)?;
+    let mut copier = Copier::new(to, Directories::Bare, ownership)?;
     let mut stats = ApplyStats::default();
     // First copy of each inode that has further names in the source, and how
     // many of those are to come. So only as much is kept as is linked.

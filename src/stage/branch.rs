@@ -10,7 +10,7 @@ use crate::layer::index::{Attrs, Builder, Index, Node, Record, RecordLog, Summar
 use crate::layer::ingest::StageTimes;
 use crate::layer::seal::{self, Edit, EditLog, Format, SealError, Sealed, Visible};
 use crate::layer::store::{BranchId, BranchRecord, Ingest, unique};
-use crate::layer::unpack::finish_directories;
+use crate::layer::unpack::{finish_directories, refinish_directories};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -138,6 +138,7 @@ impl Stager<'_> {
         work: &Ingest,
     ) -> Result<(), StageError> {
         let root = open_dir(tree)?;
+        let fresh = open_dir(work.path())?;
         let mut attrs = work
             .scratch()
             .and_then(EditLog::new)
@@ -150,6 +151,7 @@ impl Stager<'_> {
         };
         apply::apply(
             root.as_fd(),
+            fresh.as_fd(),
             sealed.edits[number].read(),
             apply_format(format),
             self.ownership,
@@ -166,15 +168,17 @@ impl Stager<'_> {
             source,
         })?;
         attrs.finish().map_err(work_error(tree))?;
-        // Markers and moves touched the times of directories; and what the
-        // layer only implied gets what is below it.
+        // Markers and moves touched the times of directories, and new ones have
+        // what finished ones handed down to them; and what the layer only
+        // implied gets what is below it.
         let own = directories(&sealed.effective[number]);
         let from_edits = attrs.read().filter_map(|edit| match edit {
             Ok(Edit::Directory { path, attrs }) => Some(Ok((path, attrs))),
             Ok(_) => None,
             Err(error) => Some(Err(error)),
         });
-        finish_directories(root.as_fd(), own.chain(from_edits), self.ownership).map_err(|source| {
+        let dirs = own.chain(from_edits);
+        refinish_directories(root.as_fd(), fresh.as_fd(), dirs, self.ownership).map_err(|source| {
             StageError::Finish {
                 layer: number + 1,
                 source,
@@ -256,6 +260,7 @@ impl Stager<'_> {
         let nothing = |_: usize| -> io::Result<OwnedFd> { Err(io::ErrorKind::NotFound.into()) };
         dirs.finish().map_err(work_error(&tree))?;
         apply::apply(
+            root.as_fd(),
             root.as_fd(),
             dirs.read(),
             apply_format(format),

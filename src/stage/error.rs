@@ -10,7 +10,9 @@ use crate::layer::unpack::FinishError;
 use std::io;
 use std::path::PathBuf;
 
-/// A step of staging failed. Nothing of it is left in the store.
+/// A step of staging failed. No image is recorded, and nothing half-done is left
+/// in the store. Branches that were committed before that step stay: they are
+/// whole and verified, and the next try begins with them.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
     /// The image's documents.

@@ -48,9 +48,19 @@ pub enum CopyFault {
     },
 }
 
+/// What the directories are like that copies are made in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Directories {
+    /// Made here, without metadata.
+    Bare,
+    /// With the layer's metadata, of which they may hand some down.
+    Finished,
+}
+
 /// Copies inodes into one filesystem, by the cheapest means that it has.
 pub(super) struct Copier {
     ownership: Ownership,
+    directories: Directories,
     reader: Reader,
     /// Whether extents can be shared; false after the first refusal.
     clones: bool,
@@ -65,10 +75,16 @@ pub(super) struct Copier {
 }
 
 impl Copier {
-    pub(super) fn new(target: BorrowedFd<'_>, ownership: Ownership) -> Result<Self, ApplyError> {
+    /// `fresh` is a directory without metadata on the filesystem of the copies.
+    pub(super) fn new(
+        fresh: BorrowedFd<'_>,
+        directories: Directories,
+        ownership: Ownership,
+    ) -> Result<Self, ApplyError> {
         Ok(Copier {
             ownership,
-            reader: Reader::new(target).map_err(|source| ApplyError::RootMetadata { source })?,
+            directories,
+            reader: Reader::new(fresh).map_err(|source| ApplyError::RootMetadata { source })?,
             clones: true,
             copies: true,
             buffer: Vec::new(),
@@ -136,14 +152,17 @@ impl Copier {
         target: Inode<'_>,
         made: &Stat,
     ) -> Result<(), CopyFault> {
-        let mut attrs = self
-            .reader
-            .read(source, stat, self.ownership)
-            .map_err(|source| CopyFault::Metadata { source })?;
+        let fault = |source| CopyFault::Metadata { source };
+        let ownership = self.ownership;
+        let mut attrs = self.reader.read(source, stat, ownership).map_err(fault)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
-        metadata::reduce(&mut attrs, kind, self.ownership);
-        metadata::set(target, made, &attrs, self.ownership)
-            .map_err(|source| CopyFault::Metadata { source })
+        metadata::reduce(&mut attrs, kind, ownership);
+        if self.directories == Directories::Finished {
+            self.reader
+                .remove_others(target, made, &attrs, ownership)
+                .map_err(fault)?;
+        }
+        metadata::set(target, made, &attrs, ownership).map_err(fault)
     }
 
     fn copy_file(

@@ -37,8 +37,10 @@ fn try_apply(
     edits: Vec<Edit>,
 ) -> Result<(ApplyStats, HandedBack), ApplyError> {
     let mut directories = Vec::new();
+    let root = open(root);
     let stats = apply(
-        open(root).as_fd(),
+        root.as_fd(),
+        root.as_fd(),
         ok(edits),
         format,
         Ownership::Real,
@@ -390,8 +392,10 @@ fn copies_from_lower_layers_are_complete() {
             });
         }
     }
+    let fresh = open(dir.path());
     let stats = apply(
         open(&root).as_fd(),
+        fresh.as_fd(),
         ok(edits),
         Format::Aufs,
         Ownership::Real,
@@ -413,6 +417,7 @@ fn copies_from_lower_layers_are_complete() {
     };
     let error = apply(
         open(&root).as_fd(),
+        fresh.as_fd(),
         ok(vec![directory]),
         Format::Aufs,
         Ownership::Real,
@@ -436,7 +441,7 @@ fn data_is_the_same_by_whichever_means_it_is_copied() {
     for (clones, copies) in [(true, true), (false, true), (false, false)] {
         let target = tempfile::tempdir().unwrap();
         let (from, to) = (open(dir.path()), open(target.path()));
-        let mut copier = Copier::new(to.as_fd(), Ownership::Real).unwrap();
+        let mut copier = Copier::new(to.as_fd(), Directories::Bare, Ownership::Real).unwrap();
         copier.force(clones, copies);
         for name in ["sparse", "hole", "setuid"] {
             copier
@@ -528,6 +533,7 @@ fn without_root_copies_are_the_callers_own() {
             Edit::Opaque { path: Vec::new() },
         ];
         apply(
+            open(&to).as_fd(),
             open(&to).as_fd(),
             ok(edits),
             Format::Overlay { user_xattr: true },

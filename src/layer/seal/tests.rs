@@ -329,6 +329,9 @@ fn what_was_lost_is_refused_rather_than_guessed() {
         &["g => f", "f", "f/"],
         &["l => lib", "l/x"],
         &["up/l => up", "l/x", "up/l", "l"],
+        // A link to what went through a link, and then with its directory.
+        &["lib/x", "g => usr/x", "usr"],
+        &["usr/", "lib/x", "g => usr/x", "usr"],
     ] {
         let refused = try_sealed(&[lower, upper], Format::Overlay).map(|_| ());
         assert!(

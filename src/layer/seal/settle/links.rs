@@ -134,9 +134,16 @@ impl Settling<'_> {
         link: &[u8],
     ) -> Result<Source, SealError> {
         let layer = self.layer + 1;
+        let relocates = !self.followed.borrow().is_empty();
         for dir in self_and_ancestors(path) {
             let record = self.io(own.get(dir))?.unwrap_or_default();
-            if record.cleared > seq || dir == path && !record.lost_link.is_empty() {
+            // What came beneath it by way of a link below, perhaps this very
+            // target, went when something else took its place.
+            let replaced = record.seq > seq && record.node.is_some_and(|node| !node.is_dir());
+            if record.cleared > seq
+                || dir == path && !record.lost_link.is_empty()
+                || dir != path && replaced && relocates
+            {
                 return Err(self.unsettled(path));
             }
         }
