@@ -242,7 +242,7 @@ fn a_mount_that_fails_leaves_nothing() {
             let plan = bench.plan(&name, branches, false);
             let error = mount(&LinuxHost, &plan, &bench.features).unwrap_err();
             assert!(
-                matches!(error, MountError::InUse { .. }),
+                matches!(error, MountError::Call { .. }),
                 "{}",
                 chain(&error)
             );
