@@ -198,7 +198,7 @@ impl Stager<'_> {
         let nodes = std::iter::from_fn(|| cursor.next_record().transpose())
             .filter_map(|record| record.map(copy_node).transpose());
         let failed = |source: ApplyError| StageError::Apply { layer: 0, source };
-        apply::copy_nodes(from.as_fd(), to.as_fd(), nodes, self.ownership).map_err(failed)?;
+        self.copy_nodes(&from, &to, nodes, work)?.map_err(failed)?;
         finish_directories(to.as_fd(), directories(index), self.ownership)
             .map_err(|source| StageError::Finish { layer: 0, source })?;
         let index_path = work.path().join(format!("{name}.index"));
@@ -270,7 +270,7 @@ impl Stager<'_> {
                 .read()
                 .map_err(work_error(&tree))?
                 .filter_map(|record| record.map(copy_node).transpose());
-            apply::copy_nodes(from.as_fd(), root.as_fd(), nodes, self.ownership).map_err(failed)?;
+            self.copy_nodes(&from, &root, nodes, work)?.map_err(failed)?;
         }
         let own = dirs.read().filter_map(|edit| match edit {
             Ok(Edit::Directory { path, attrs }) => Some(Ok((path, attrs))),
@@ -281,6 +281,20 @@ impl Stager<'_> {
         finish_directories(root.as_fd(), all, self.ownership)
             .map_err(|source| StageError::Finish { layer: 1, source })?;
         self.commit_made(key, &tree, &top, work)
+    }
+
+    fn copy_nodes(
+        &self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        nodes: impl Iterator<Item = io::Result<CopyNode>>,
+        work: &Ingest,
+    ) -> Result<Result<(), ApplyError>, StageError> {
+        let aside = work
+            .directory(&format!("aside-{}", unique()))
+            .map_err(StageError::Store)?;
+        let (from, to) = (from.as_fd(), to.as_fd());
+        Ok(apply::copy_nodes(from, to, aside.as_fd(), nodes, self.ownership).map(|_| ()))
     }
 
     /// An empty branch whose root has the given metadata: the uppermost one of a
