@@ -117,10 +117,9 @@ impl Stager<'_> {
             });
         }
         let (form, times) = self.build(source, &image, format, progress)?;
-        let mut record = known.unwrap_or_else(|| new_record(&image));
-        record.sealed.insert(format.name().to_owned(), form.clone());
-        self.store
-            .put_image(&record, false)
+        let record = self
+            .store
+            .put_form(new_record(&image), format.name(), form.clone())
             .map_err(StageError::Store)?;
         self.note(name, platform, &manifest)?;
         Ok(StagedImage {
