@@ -6,10 +6,12 @@
 //! form is copied from there instead of being fetched again.
 
 mod branch;
+mod descriptors;
 mod error;
 mod progress;
 mod sink;
 
+pub use descriptors::raise_descriptor_limit;
 pub use error::StageError;
 pub use progress::{Phase, Progress};
 pub use sink::TakeError;
