@@ -112,9 +112,9 @@ pub enum ApplyError {
         path: PathText,
     },
     /// A lower layer's directory could not be opened.
-    #[error("cannot open layer {layer} to copy {path} from it")]
+    #[error("cannot open layer {} to copy {path} from it", layer + 1)]
     Layer {
-        /// Its place in the image, 0 the lowest.
+        /// Its place in the image, 0 the lowest; the text counts from 1.
         layer: usize,
         /// What was to be copied.
         path: PathText,
