@@ -249,7 +249,7 @@ fn damaged_blobs() {
         let image = spoil("cut-and-described");
         let source = image.replace_blob(&bytes[..bytes.len() / 2]);
         let words = [
-            "layer 0",
+            "layer 1",
             "ends early|archive ends|corrupt|uncompressed layer has",
         ];
         check(&format!("cut and described {kind}"), source, &words);
@@ -260,7 +260,7 @@ fn damaged_blobs() {
             let mut flipped = bytes.clone();
             flipped[(bytes.len() - 1) * part / 7] ^= 0x10;
             fs::write(image.blob(), &flipped).unwrap();
-            let words = ["layer 0", "has the digest|corrupt|frame|tar|compress|ends"];
+            let words = ["layer 1", "has the digest|corrupt|frame|tar|compress|ends"];
             check(&format!("flipped {part} {kind}"), image.source(), &words);
 
             // As if whoever made the image had damaged it before describing it.
@@ -287,7 +287,7 @@ fn damaged_blobs() {
             blob = bytes.iter().rev().copied().collect();
         }
         fs::write(image.blob(), blob).unwrap();
-        let words = ["layer 0", "has the digest|compress|read the layer's tar"];
+        let words = ["layer 1", "has the digest|compress|read the layer's tar"];
         check(&format!("exchanged {kind}"), image.source(), &words);
 
         let mut image = spoil("diff-id");
@@ -339,7 +339,7 @@ fn malformed_images() {
             name,
             image.rewrite(),
             InvalidArgument,
-            &[words, media_type, "layer 1"],
+            &[words, media_type, "layer 2"],
         );
     }
 
@@ -514,7 +514,7 @@ fn hostile_layers_that_are_refused() {
             name,
             &error,
             kind,
-            &["cannot stage layer 0|layer 1 has", words],
+            &["cannot stage layer 1|layer 1 has", words],
         );
         assert_eq!(Left::of(&node.path().join("store")), before, "{name}");
         assert!(!request.target.exists(), "{name}");
@@ -691,7 +691,7 @@ fn bombs_meet_a_limit_that_the_error_names() {
             name,
             &error,
             ErrorKind::FailedPrecondition,
-            &["cannot stage layer 0", words],
+            &["cannot stage layer 1", words],
         );
         assert_eq!(Left::of(&root), before, "{name}");
         assert!(!node.target(name).exists(), "{name}");
@@ -751,6 +751,39 @@ fn ways_through_links_of_lower_layers_meet_a_limit_that_the_error_names() {
             let words = [&["layer 2", path][..], words].concat();
             refused(&node, &request, ErrorKind::FailedPrecondition, &words);
         }
+    }
+    still_works(&node);
+}
+
+#[test]
+fn errors_about_long_names_fit_into_an_event() {
+    let node = TestNode::new();
+    let long = format!("{}/x", vec!["n".repeat(199); 20].join("/"));
+    for (name, upper, kind) in [
+        (
+            "missing",
+            vec![hardlink("g", &long)],
+            "which neither it nor",
+        ),
+        (
+            "long name",
+            vec![hardlink(&long, "no")],
+            "which neither it nor",
+        ),
+        (
+            "binary",
+            vec![hardlink(vec![0xff; 250], vec![0x1b; 250])],
+            "which neither it nor",
+        ),
+    ] {
+        let source = node.image(&name.replace(' ', "-"), &[vec![file("f", b"")], upper]);
+        let request = node.request(name, &source, false);
+        // Numbered from the lowest, which is 1, and named by what it consists of.
+        let words = ["layer 2 of diffID sha256:", "layer 2 has", kind];
+        refused(&node, &request, ErrorKind::FailedPrecondition, &words);
+        let error = node.volumes.publish(&request, &()).expect_err(name);
+        let text = chain(&error);
+        assert!(text.len() < 1024, "{name}: {} bytes: {text}", text.len());
     }
     still_works(&node);
 }

@@ -93,7 +93,11 @@ fn what_is_wrong_has_its_exit_code_and_leaves_all_as_it_was() {
     // Again it changes nothing.
     place.good(&["mount", "oci:image:latest", used]);
     for (arguments, code, words) in [
-        (&["mount", "oci:other:latest", used][..], 73, "other attributes"),
+        (
+            &["mount", "oci:other:latest", used][..],
+            73,
+            "other attributes",
+        ),
         (
             &["mount", "--volume-id", "b", "oci:image:latest", used],
             73,
@@ -110,12 +114,20 @@ fn what_is_wrong_has_its_exit_code_and_leaves_all_as_it_was() {
         (&["mount", "oci:nowhere", free], 66, "nowhere"),
         (&["mount", "oci:", free], 64, "image name"),
         (&["mount", "docker://app:1", free], 69, "registry"),
-        (&["mount", "--union", "aufs", "oci:image:latest", free], 69, "aufs"),
+        (
+            &["mount", "--union", "aufs", "oci:image:latest", free],
+            69,
+            "aufs",
+        ),
         (&["unmount", free], 66, "no volume"),
         (&["unmount", "b"], 66, "no volume"),
         (&["diff", "b"], 66, "no volume"),
         (&["export", "b", "--file", "x.tar"], 66, "no volume"),
-        (&["mount", "--frobnicate", "oci:image:latest", free], 64, "--frobnicate"),
+        (
+            &["mount", "--frobnicate", "oci:image:latest", free],
+            64,
+            "--frobnicate",
+        ),
     ] {
         if arguments.contains(&"aufs") && kernel_has_aufs() {
             continue;
@@ -135,7 +147,9 @@ fn what_is_wrong_has_its_exit_code_and_leaves_all_as_it_was() {
 
 fn kernel_has_aufs() -> bool {
     let known = fs::read_to_string("/proc/filesystems").unwrap();
-    known.lines().any(|line| line.trim_end().ends_with("\taufs"))
+    known
+        .lines()
+        .any(|line| line.trim_end().ends_with("\taufs"))
 }
 
 #[test]

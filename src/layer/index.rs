@@ -10,6 +10,7 @@
 //! that a directory is followed at once by everything beneath it.
 
 mod builder;
+pub(crate) mod cache;
 #[cfg(any(test, feature = "testing"))]
 pub mod check;
 pub(crate) mod codec;

@@ -31,11 +31,13 @@ mod walk;
 pub use edits::{Edit, EditLog, EditReader};
 pub use flatten::{Visible, flatten};
 
+use super::index::cache::Cache;
 use super::index::{Attrs, Index, IndexTooLarge};
 use super::limits::Limits;
 use super::tree::PathText;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 /// What the markers of a branch look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -220,6 +222,26 @@ pub enum SealError {
 }
 
 impl SealError {
+    /// The layer that it is about, the lowest is 1.
+    pub fn layer(&self) -> usize {
+        match self {
+            SealError::Index { layer, .. }
+            | SealError::LinkTargetMissing { layer, .. }
+            | SealError::LinkTargetRemoved { layer, .. }
+            | SealError::LinkToDirectory { layer, .. }
+            | SealError::LinkLoop { layer, .. }
+            | SealError::TooManyLinks { layer, .. }
+            | SealError::TooManySteps { layer, .. }
+            | SealError::TooDeep { layer, .. }
+            | SealError::TooLong { layer, .. }
+            | SealError::NameTooLong { layer, .. }
+            | SealError::IndexTooLarge { layer, .. }
+            | SealError::Unsettled { layer, .. }
+            | SealError::NullDevice { layer, .. }
+            | SealError::LongName { layer, .. } => *layer,
+        }
+    }
+
     fn index(layer: usize) -> impl FnOnce(io::Error) -> SealError {
         move |source| match IndexTooLarge::of(&source) {
             Some(IndexTooLarge { limit }) => SealError::IndexTooLarge {
@@ -259,7 +281,8 @@ pub fn seal(
     limits: &Limits,
     scratch: &dyn Fn() -> io::Result<File>,
 ) -> Result<Sealed, SealError> {
-    let mut effective: Vec<Index> = layers.to_vec();
+    let cache = Arc::new(Cache::default());
+    let mut effective: Vec<Index> = layers.iter().map(|layer| layer.cached(&cache)).collect();
     let mut edits = Vec::with_capacity(layers.len());
     for layer in 0..layers.len() {
         let log = scratch()

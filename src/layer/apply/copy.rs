@@ -70,8 +70,6 @@ pub(super) struct Copier {
     buffer: Vec<u8>,
     /// Data copied so far.
     pub(super) bytes: u64,
-    /// Names that the inode copied last has in its source.
-    pub(super) links: u64,
 }
 
 impl Copier {
@@ -89,7 +87,6 @@ impl Copier {
             copies: true,
             buffer: Vec::new(),
             bytes: 0,
-            links: 0,
         })
     }
 
@@ -108,7 +105,6 @@ impl Copier {
         to: &[u8],
     ) -> Result<(), CopyFault> {
         let stat = statat(source, from, AtFlags::SYMLINK_NOFOLLOW).map_err(open_error)?;
-        self.links = widen(stat.st_nlink);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Err(CopyFault::Directory),
             FileType::RegularFile => self.copy_file(source, from, target, to),
@@ -296,11 +292,6 @@ fn next_data(source: &OwnedFd, offset: u64, size: u64) -> Result<Option<(u64, u6
     };
     let end = seek(source, SeekFrom::Hole(start)).map_err(data_error)?;
     Ok(Some((start, end.min(size))))
-}
-
-/// A link count has 32 or 64 bits, by architecture.
-fn widen(count: impl Into<u64>) -> u64 {
-    count.into()
 }
 
 fn open_error(source: Errno) -> CopyFault {

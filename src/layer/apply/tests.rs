@@ -485,9 +485,12 @@ fn a_branch_is_copied_with_its_link_groups() {
         node("d/link2", "d/link2"),
     ];
     nodes.extend(FURNITURE.iter().map(|name| node(name, name)));
+    let aside = dir.path().join("aside");
+    std::fs::create_dir(&aside).unwrap();
     let stats = copy_nodes(
         open(&from).as_fd(),
         open(&to).as_fd(),
+        open(&aside).as_fd(),
         nodes.into_iter(),
         Ownership::Real,
     )
@@ -499,6 +502,9 @@ fn a_branch_is_copied_with_its_link_groups() {
     let inode = |path: &str| std::fs::symlink_metadata(to.join(path)).unwrap().ino();
     assert_eq!(inode("d/f"), inode("d/e/f2"));
     assert_eq!(inode("link"), inode("d/link2"));
+    // Of these all names are copied, so that none is kept aside any more.
+    assert_eq!(std::fs::read_dir(&aside).unwrap().count(), 0);
+    assert_eq!(std::fs::metadata(to.join("d/f")).unwrap().nlink(), 2);
     assert!(!to.join("d/left-out").exists());
     assert_eq!(
         std::fs::metadata(to.join("d")).unwrap().mode() & 0o7777,

@@ -17,8 +17,8 @@ use super::edits::{Edit, EditLog};
 use super::merged::Merged;
 use crate::layer::index::{Builder, Index, Node, Record, is_below, join, name, parent};
 use crate::layer::limits::Limits;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use links::Foreign;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
 use way::Followed;
@@ -39,8 +39,8 @@ pub(super) fn settle(
         lower: Merged::new(lower),
         limits,
         scratch,
-        followed: RefCell::default(),
         looped: RefCell::default(),
+        relocates: Cell::new(false),
     }
     .run(log)
 }
@@ -51,10 +51,10 @@ struct Settling<'a> {
     lower: Merged<'a>,
     limits: &'a Limits,
     scratch: &'a dyn Fn() -> io::Result<File>,
-    /// Links of the layers below that entries passed through, and the last of those.
-    followed: RefCell<BTreeMap<Vec<u8>, u64>>,
-    /// The first link among them that leads in a circle.
+    /// The first link on an entry's way that leads in a circle.
     looped: RefCell<Option<SealError>>,
+    /// Whether any entry passed through a link of the layers below.
+    relocates: Cell<bool>,
 }
 
 /// A directory of the layer on the way to the current record.
@@ -69,6 +69,8 @@ struct Level {
     early: Option<(Vec<u8>, u64)>,
     /// Links of the layers below that lead there.
     links: Vec<Vec<u8>>,
+    /// The last entry that passed through them.
+    last: Option<u64>,
 }
 
 impl Level {
@@ -80,14 +82,15 @@ impl Level {
     }
 }
 
-/// All names of inodes, by layer and number.
-type Names = HashMap<(usize, u64), Vec<Vec<u8>>>;
-
-/// A hard link whose inode is in a layer below.
-struct Foreign {
-    link: Vec<u8>,
-    target: Vec<u8>,
-    seq: u64,
+/// A layer's records, each where it really goes.
+struct Relocated {
+    effective: Index,
+    /// What of it is elsewhere on disk.
+    moves: EditLog,
+    /// Links of the layers below that entries passed through; `seq` is that of
+    /// the last of those.
+    followed: Index,
+    foreign: Foreign,
 }
 
 impl Settling<'_> {
@@ -100,18 +103,23 @@ impl Settling<'_> {
         Ok(Builder::new(spill).bounded(self.limits.max_index_bytes))
     }
 
-    fn run(&self, log: &mut EditLog) -> Result<Index, SealError> {
-        let mut moves = self.io((self.scratch)().and_then(EditLog::new))?;
-        let mut foreign = Vec::new();
-        let mut effective = self.relocate(&mut moves, &mut foreign)?;
-        self.io(moves.finish())?;
+    fn finish(&self, builder: Builder) -> Result<Index, SealError> {
+        let index = self.io((self.scratch)().and_then(|file| builder.finish(file)))?;
+        Ok(index.cached_like(self.natural))
+    }
 
-        self.check(&effective)?;
-        let mut links = Vec::new();
-        if !foreign.is_empty() {
-            foreign.sort_by_key(|foreign| foreign.seq);
-            let added = self.link(&effective, &foreign, &mut links)?;
-            effective = self.with(&effective, added)?;
+    fn run(&self, log: &mut EditLog) -> Result<Index, SealError> {
+        let Relocated {
+            mut effective,
+            moves,
+            followed,
+            foreign,
+        } = self.relocate()?;
+        self.check(&effective, &followed)?;
+        let mut links = None;
+        if foreign.any {
+            let (index, edits) = self.link(&effective, foreign)?;
+            (effective, links) = (index, Some(edits));
         }
         self.structural_edits(&effective, &moves, links, log)?;
         Ok(effective)
@@ -121,7 +129,7 @@ impl Settling<'_> {
     /// pass through by way of links below shows here: something is beneath what
     /// is no directory. So does what went through a link, to where it hides or
     /// replaces a link that other entries pass through.
-    fn check(&self, effective: &Index) -> Result<(), SealError> {
+    fn check(&self, effective: &Index, followed: &Index) -> Result<(), SealError> {
         let mut cursor = effective.cursor();
         let mut around: Vec<Vec<u8>> = Vec::new();
         while let Some(record) = self.io(cursor.next_record())? {
@@ -144,7 +152,14 @@ impl Settling<'_> {
                 around.push(record.path);
             }
         }
-        for (link, last) in &*self.followed.borrow() {
+        let mut followed = followed.cursor();
+        while let Some(Record {
+            path: link,
+            seq: last,
+            ..
+        }) = self.io(followed.next_record())?
+        {
+            let link = &link[..];
             if self.removes(effective, link)? {
                 return Err(self.unsettled(link));
             }
@@ -157,7 +172,7 @@ impl Settling<'_> {
                     let implied = |record: &Record| record.node == Some(Node::Implied);
                     own.seq != kept.seq || implied(&own) != implied(&kept)
                 });
-                if replaces && relocated && kept.seq <= *last {
+                if replaces && relocated && kept.seq <= last {
                     return Err(self.unsettled(link));
                 }
             }
@@ -169,12 +184,11 @@ impl Settling<'_> {
     }
 
     /// Maps every record to where it really goes.
-    fn relocate(
-        &self,
-        moves: &mut EditLog,
-        foreign: &mut Vec<Foreign>,
-    ) -> Result<Index, SealError> {
+    fn relocate(&self) -> Result<Relocated, SealError> {
         let mut out = self.builder()?;
+        let mut moves = self.io((self.scratch)().and_then(EditLog::new))?;
+        let mut followed = self.builder()?;
+        let mut foreign = Foreign::new(self.io((self.scratch)())?, self.builder()?);
         let mut cursor = self.natural.cursor();
         let mut levels = vec![Level {
             natural: Vec::new(),
@@ -182,6 +196,7 @@ impl Settling<'_> {
             hidden: false,
             early: None,
             links: Vec::new(),
+            last: None,
         }];
         let mut next = self.io(cursor.next_record())?;
         while let Some(record) = next {
@@ -194,12 +209,10 @@ impl Settling<'_> {
                 self.io(out.push(&record))?;
                 continue;
             }
-            while levels.len() > 1
-                && levels
-                    .last()
-                    .is_some_and(|level| !is_below(&record.path, &level.natural))
-            {
-                levels.pop();
+            while let Some(level) = levels.pop_if(|level| {
+                !level.natural.is_empty() && !is_below(&record.path, &level.natural)
+            }) {
+                self.leave(level, &mut followed)?;
             }
             // Directories on the way of which the layer says nothing.
             loop {
@@ -215,10 +228,35 @@ impl Settling<'_> {
             }
             let path = record.path.clone();
             let level = self.enter(&levels, path, Some(&record), holds, record.seq)?;
-            self.emit(&record, &levels, &level, &mut out, moves, foreign)?;
+            self.emit(&record, &levels, &level, &mut out, &mut moves, &mut foreign)?;
+            pass(&record, &mut levels);
             levels.push(level);
         }
-        self.io((self.scratch)().and_then(|file| out.finish(file)))
+        for level in levels {
+            self.leave(level, &mut followed)?;
+        }
+        self.io(moves.finish())?;
+        Ok(Relocated {
+            effective: self.finish(out)?,
+            moves,
+            followed: self.finish(followed)?,
+            foreign,
+        })
+    }
+
+    /// Notes the links that entries below a directory passed through.
+    fn leave(&self, level: Level, followed: &mut Builder) -> Result<(), SealError> {
+        let Some(seq) = level.last else { return Ok(()) };
+        for path in level.links {
+            self.relocates.set(true);
+            self.io(followed.push(&Record {
+                path,
+                seq,
+                whiteout: true,
+                ..Record::default()
+            }))?;
+        }
+        Ok(())
     }
 
     /// Where `natural` is. A link of the layers below is followed only for what
@@ -238,6 +276,7 @@ impl Settling<'_> {
                 hidden: false,
                 early: None,
                 links: Vec::new(),
+                last: None,
             });
         };
         let node = record.and_then(|record| record.node.as_ref());
@@ -250,6 +289,7 @@ impl Settling<'_> {
             hidden: true,
             early: None,
             links: Vec::new(),
+            last: None,
             real,
         };
         let displaced = record.is_some_and(|record| record.displaced);
@@ -309,7 +349,7 @@ impl Settling<'_> {
         level: &Level,
         out: &mut Builder,
         moves: &mut EditLog,
-        foreign: &mut Vec<Foreign>,
+        foreign: &mut Foreign,
     ) -> Result<(), SealError> {
         let Some(above) = levels.last() else {
             return Ok(());
@@ -344,18 +384,6 @@ impl Settling<'_> {
         if record.opaque {
             push(out, level.real.clone(), None, false, true)?;
         }
-        let is_entry = !matches!(record.node, None | Some(Node::Implied));
-        for level in levels.iter().filter(|_| is_entry) {
-            let passed = level
-                .early
-                .as_ref()
-                .is_none_or(|(_, own)| record.seq < *own);
-            for link in level.links.iter().filter(|_| passed) {
-                let mut followed = self.followed.borrow_mut();
-                let last = followed.entry(link.clone()).or_default();
-                *last = record.seq.max(*last);
-            }
-        }
         let early = level.early.as_ref().map(|(real, _)| real);
         match &record.node {
             None => {}
@@ -379,11 +407,7 @@ impl Settling<'_> {
                 push(out, place(true), Some(node.clone()), false, false)?;
             }
             Some(node @ Node::ForeignLink { target }) => {
-                foreign.push(Foreign {
-                    link: place(true),
-                    target: target.clone(),
-                    seq: record.seq,
-                });
+                self.io(foreign.push(&place(true), target, record.seq))?;
                 // Something later may take its name.
                 push(out, place(true), Some(node.clone()), false, false)?;
             }
@@ -404,6 +428,22 @@ impl Settling<'_> {
     fn node_at(&self, index: &Index, path: &[u8]) -> Result<Option<Record>, SealError> {
         let record = self.io(index.get(path))?;
         Ok(record.filter(|record| record.node.is_some()))
+    }
+}
+
+/// An entry goes by way of the links of these directories.
+fn pass(record: &Record, levels: &mut [Level]) {
+    if matches!(record.node, None | Some(Node::Implied)) {
+        return;
+    }
+    for level in levels {
+        let passed = match &level.early {
+            Some((_, own)) => record.seq < *own,
+            None => true,
+        };
+        if passed {
+            level.last = level.last.max(Some(record.seq));
+        }
     }
 }
 

@@ -1,13 +1,17 @@
 //! Hard links into the layers below: finding the inode, and giving it here all
 //! the names that it is to have.
 
-use super::{Foreign, Names, Settling, implied, record, self_and_ancestors};
-use crate::layer::index::{Index, Node, Record, join, name, parent};
+mod group;
+
+use super::{Settling, implied, record, self_and_ancestors};
+use crate::layer::index::codec::corrupt;
+use crate::layer::index::{Builder, Index, Node, Record, join, name, parent};
 use crate::layer::seal::SealError;
-use crate::layer::seal::edits::Edit;
+use crate::layer::seal::edits::{Edit, EditLog};
 use crate::layer::seal::merged::Found;
 use crate::layer::tree::PathText;
-use std::collections::{BTreeMap, HashMap, HashSet};
+pub(super) use group::Foreign;
+use group::{Group, Groups, Member, Results, decode_link, decode_member, name_key, name_key_start};
 
 impl Settling<'_> {
     /// The place that a hard link's target names, links followed but for the
@@ -42,87 +46,186 @@ impl Settling<'_> {
 
     /// Gives the hard links into the layers below their inode. An inode that
     /// gets a further name is copied here with all its names that are still
-    /// visible, so that they stay one inode.
+    /// visible, so that they stay one inode. Returns the index with all of
+    /// these names, and the edits that make them.
     pub(super) fn link(
         &self,
         own: &Index,
-        foreign: &[Foreign],
-        edits: &mut Vec<Edit>,
-    ) -> Result<Vec<Record>, SealError> {
-        // Where each link leads, by name, so that a link to a link finds it too.
-        let mut found: HashMap<Vec<u8>, (Vec<u8>, Source)> = HashMap::new();
-        let mut wanted: BTreeMap<usize, HashSet<u64>> = BTreeMap::new();
-        let mut links = Vec::with_capacity(foreign.len());
-        for Foreign { link, target, seq } in foreign {
-            let path = self.target(own, target, link, *seq)?;
-            let (path, source) = match found.get(&path) {
-                Some(known) => known.clone(),
+        foreign: Foreign,
+    ) -> Result<(Index, EditLog), SealError> {
+        let mut out = self.builder()?;
+        let mut edits = self.io((self.scratch)().and_then(EditLog::new))?;
+        let mut cursor = own.cursor();
+        while let Some(mut record) = self.io(cursor.next_record())? {
+            if matches!(record.node, Some(Node::ForeignLink { .. })) {
+                record.node = None;
+            }
+            self.io(out.push(&record))?;
+        }
+        let mut groups = self.io((self.scratch)().map(Groups::new))?;
+        self.find(own, foreign, &mut groups, &mut edits, &mut out)?;
+        for layer in groups.layers.clone() {
+            let mut cursor = self.lower.layers[layer].cursor();
+            while let Some(record) = self.io(cursor.next_record())? {
+                if let Some(inode) = record.node.as_ref().and_then(inode) {
+                    self.io(groups.push_name((layer, inode), &record.path))?;
+                }
+            }
+        }
+        self.copy(own, groups, &mut edits, &mut out)?;
+        self.io(edits.finish())?;
+        Ok((self.finish(out)?, edits))
+    }
+
+    /// Finds what each link leads to, in the order of the archive. Those to an
+    /// inode of this layer are made at once, the others are given to `groups`.
+    fn find(
+        &self,
+        own: &Index,
+        foreign: Foreign,
+        groups: &mut Groups,
+        edits: &mut EditLog,
+        out: &mut Builder,
+    ) -> Result<(), SealError> {
+        let names = self.finish(foreign.by_name)?;
+        let mut found = Results {
+            places: self.io((self.scratch)())?,
+            results: self.io((self.scratch)())?,
+            end: 0,
+        };
+        let mut in_order = self.io(foreign.by_place.finish())?;
+        while let Some(item) = self.io(in_order.next_item())? {
+            let (link, target, seq) = self.io(decode_link(item))?;
+            let path = self.target(own, &target, &link, seq)?;
+            // By name, so that a link to a link finds what that one leads to.
+            let earlier = self
+                .io(names.last_before(&name_key(&path, seq)))?
+                .filter(|record| record.path.starts_with(&name_key_start(&path)));
+            let (path, source) = match earlier {
+                Some(record) => {
+                    let (path, layer) = self.io(found.get(record.seq))?;
+                    let source = self.source_again(own, &path, layer)?;
+                    (path, source)
+                }
                 None => {
-                    let source = self.source(own, &path, *seq, link)?;
+                    let source = self.source(own, &path, seq, &link)?;
                     (path, source)
                 }
             };
-            if let Source::Lower { layer, node } = &source {
-                wanted.entry(*layer).or_default().extend(inode(node));
+            self.io(found.put(seq, &path, source.layer()))?;
+            let kept = self.node_at(own, &link)?;
+            if kept.is_none_or(|kept| kept.seq != seq) {
+                // Something later took its name.
+                continue;
             }
-            found.insert(link.clone(), (path, source));
-            let kept = self.node_at(own, link)?;
-            if kept.is_some_and(|kept| kept.seq == *seq) {
-                links.push((link, *seq));
+            match source {
+                Source::Own(node) => {
+                    self.io(out.push(&record(&link, seq, &node)))?;
+                    if path != link {
+                        self.io(edits.push(&Edit::Link {
+                            from: path,
+                            to: link,
+                        }))?;
+                    }
+                }
+                Source::Lower { layer, node } => {
+                    let inode = inode(&node).unwrap_or_default();
+                    self.io(groups.push_link((layer, inode), seq, &path, &link))?;
+                }
             }
         }
-        let names = self.names(&wanted)?;
+        Ok(())
+    }
 
-        let mut added: Vec<Record> = Vec::new();
-        // The first name here of each inode that was copied.
-        let mut copied: HashMap<(usize, u64), (Vec<u8>, Node)> = HashMap::new();
-        for (link, seq) in links {
-            let Some((path, source)) = found.get(link) else {
-                continue;
-            };
-            let (first, node) = match source {
-                Source::Own(node) => (path.clone(), node.clone()),
-                Source::Lower { layer, node } => {
-                    let key = (*layer, inode(node).unwrap_or_default());
-                    match copied.get(&key) {
-                        Some(known) => known.clone(),
-                        None => {
-                            let node = renumber(node.clone(), seq);
-                            let mut visible = Vec::new();
-                            for name in names.get(&key).map_or(&[][..], Vec::as_slice) {
-                                if self.still_visible(own, name, key)? {
-                                    visible.push(name.clone());
-                                }
-                            }
-                            // Without any other name left, the link is the only one.
-                            let first = visible.first().unwrap_or(link).clone();
-                            edits.push(Edit::Copy {
-                                layer: *layer,
-                                from: path.clone(),
-                                to: first.clone(),
-                            });
-                            for name in visible.iter().skip(1) {
-                                edits.push(Edit::Link {
-                                    from: first.clone(),
-                                    to: name.clone(),
-                                });
-                            }
-                            added.extend(visible.iter().map(|name| record(name, seq, &node)));
-                            copied.insert(key, (first.clone(), node.clone()));
-                            (first, node)
+    /// What was found at `path` before: in that layer, or in this one.
+    fn source_again(
+        &self,
+        own: &Index,
+        path: &[u8],
+        layer: Option<usize>,
+    ) -> Result<Source, SealError> {
+        let index = match layer {
+            Some(layer) => &self.lower.layers[layer],
+            None => own,
+        };
+        let node = self
+            .io(index.get(path))?
+            .and_then(|record| record.node)
+            .ok_or_else(|| corrupt("what a link led to is gone"));
+        let node = self.io(node)?;
+        Ok(match layer {
+            Some(layer) => Source::Lower { layer, node },
+            None => Source::Own(node),
+        })
+    }
+
+    /// Copies each inode to the first of its names and links the others to it.
+    fn copy(
+        &self,
+        own: &Index,
+        groups: Groups,
+        edits: &mut EditLog,
+        out: &mut Builder,
+    ) -> Result<(), SealError> {
+        let mut current: Option<Group> = None;
+        // The directory of the name before.
+        let mut last: Option<Vec<u8>> = None;
+        let mut items = self.io(groups.sorter.finish())?;
+        while let Some(item) = self.io(items.next_item())? {
+            let (key, what) = self.io(decode_member(item))?;
+            let same = current.as_mut().filter(|group| group.key == key);
+            let (name, seq, group) = match (what, same) {
+                // The first link's; the others are to the same inode.
+                (Member::Source { seq, path }, None) => {
+                    let source = self.source_again(own, path, Some(key.0))?;
+                    let (Source::Own(node) | Source::Lower { node, .. }) = source;
+                    current = Some(Group {
+                        key,
+                        seq,
+                        from: path.to_vec(),
+                        node: renumber(node, seq),
+                        first: None,
+                    });
+                    last = None;
+                    continue;
+                }
+                // Of an inode that only looked like one that is wanted.
+                (Member::Name { .. } | Member::Link { .. }, None) => continue,
+                (Member::Source { .. }, Some(_)) => continue,
+                (Member::Name { path }, Some(group)) => {
+                    if !self.still_visible(own, path, key)? {
+                        continue;
+                    }
+                    let dir = parent(path);
+                    if last.as_deref() != Some(dir) {
+                        for dir in self_and_ancestors(dir) {
+                            self.io(out.push(&implied(dir, group.seq)))?;
                         }
+                        last = Some(dir.to_vec());
+                    }
+                    (path, group.seq, group)
+                }
+                (Member::Link { seq, path }, Some(group)) => (path, seq, group),
+            };
+            self.io(out.push(&record(name, seq, &group.node)))?;
+            let edit = match &group.first {
+                Some(first) => Edit::Link {
+                    from: first.clone(),
+                    to: name.to_vec(),
+                },
+                None => {
+                    // Without any other name left, a link is the only one.
+                    group.first = Some(name.to_vec());
+                    Edit::Copy {
+                        layer: key.0,
+                        from: group.from.clone(),
+                        to: name.to_vec(),
                     }
                 }
             };
-            if first != *link {
-                edits.push(Edit::Link {
-                    from: first,
-                    to: link.clone(),
-                });
-            }
-            added.push(record(link, seq, &node));
+            self.io(edits.push(&edit))?;
         }
-        Ok(added)
+        Ok(())
     }
 
     /// What a link of place `seq` in the archive finds at `path`.
@@ -134,7 +237,7 @@ impl Settling<'_> {
         link: &[u8],
     ) -> Result<Source, SealError> {
         let layer = self.layer + 1;
-        let relocates = !self.followed.borrow().is_empty();
+        let relocates = self.relocates.get();
         for dir in self_and_ancestors(path) {
             let record = self.io(own.get(dir))?.unwrap_or_default();
             // What came beneath it by way of a link below, perhaps this very
@@ -212,22 +315,6 @@ impl Settling<'_> {
         Ok(false)
     }
 
-    /// All names of the inodes in question, from one pass over each layer.
-    fn names(&self, wanted: &BTreeMap<usize, HashSet<u64>>) -> Result<Names, SealError> {
-        let mut names = Names::new();
-        for (layer, inodes) in wanted {
-            let mut cursor = self.lower.layers[*layer].cursor();
-            while let Some(record) = self.io(cursor.next_record())? {
-                if let Some(inode) = record.node.as_ref().and_then(inode)
-                    && inodes.contains(&inode)
-                {
-                    names.entry((*layer, inode)).or_default().push(record.path);
-                }
-            }
-        }
-        Ok(names)
-    }
-
     /// Whether that inode of a lower layer is what the image shows at `path`
     /// also with this layer on top.
     fn still_visible(
@@ -251,34 +338,23 @@ impl Settling<'_> {
         }
         Ok(true)
     }
-
-    /// The index with further records, and the directories that they imply.
-    pub(super) fn with(&self, index: &Index, added: Vec<Record>) -> Result<Index, SealError> {
-        let mut out = self.builder()?;
-        let mut cursor = index.cursor();
-        while let Some(mut record) = self.io(cursor.next_record())? {
-            if matches!(record.node, Some(Node::ForeignLink { .. })) {
-                record.node = None;
-            }
-            self.io(out.push(&record))?;
-        }
-        for record in added {
-            for dir in self_and_ancestors(parent(&record.path)) {
-                self.io(out.push(&implied(dir, record.seq)))?;
-            }
-            self.io(out.push(&record))?;
-        }
-        self.io((self.scratch)().and_then(|file| out.finish(file)))
-    }
 }
 
 /// Where a hard link finds its inode.
-#[derive(Clone)]
 pub(super) enum Source {
     /// In this layer.
     Own(Node),
     /// In one below.
     Lower { layer: usize, node: Node },
+}
+
+impl Source {
+    fn layer(&self) -> Option<usize> {
+        match self {
+            Source::Own(_) => None,
+            Source::Lower { layer, .. } => Some(*layer),
+        }
+    }
 }
 
 fn inode(node: &Node) -> Option<u64> {

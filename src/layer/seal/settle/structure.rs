@@ -1,7 +1,8 @@
 //! From where the unpacker put things to where the effective index has them.
 
 use super::{Settling, is_dir};
-use crate::layer::index::{Attrs, Index, Node};
+use crate::layer::index::sort::Sorter;
+use crate::layer::index::{Attrs, Index, Node, compare};
 use crate::layer::seal::SealError;
 use crate::layer::seal::edits::{Edit, EditLog};
 
@@ -13,12 +14,13 @@ impl Settling<'_> {
         &self,
         effective: &Index,
         moves: &EditLog,
-        links: Vec<Edit>,
+        links: Option<EditLog>,
         log: &mut EditLog,
     ) -> Result<(), SealError> {
         let aside = self.unused_name()?;
         let mut waiting = self.io((self.scratch)().and_then(EditLog::new))?;
-        let mut gone = Vec::new();
+        // What is below a directory goes before it.
+        let mut gone = Sorter::new(self.io((self.scratch)())?, |a, b| compare(b, a));
         let mut moves = moves.read().peekable();
         let mut natural = self.natural.cursor();
         while let Some(record) = self.io(natural.next_record())? {
@@ -33,7 +35,10 @@ impl Settling<'_> {
                         .node_at(effective, &path)?
                         .is_some_and(|kept| is_dir(&kept));
                 if !stays {
-                    gone.push(path);
+                    self.io(gone.push(|out| {
+                        out.extend_from_slice(&path);
+                        path.len()
+                    }))?;
                 }
                 continue;
             }
@@ -59,7 +64,9 @@ impl Settling<'_> {
                 self.io(waiting.push(&Edit::Move { from, to: place }))?;
             }
         }
-        for path in gone.into_iter().rev() {
+        let mut gone = self.io(gone.finish())?;
+        while let Some(path) = self.io(gone.next_item())? {
+            let path = path.to_vec();
             self.io(log.push(&Edit::RemoveDirectory { path }))?;
         }
         let mut cursor = effective.cursor();
@@ -84,7 +91,8 @@ impl Settling<'_> {
             let edit = self.io(edit)?;
             self.io(log.push(&edit))?;
         }
-        for edit in links {
+        for edit in links.iter().flat_map(EditLog::read) {
+            let edit = self.io(edit)?;
             self.io(log.push(&edit))?;
         }
         Ok(())
