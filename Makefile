@@ -50,9 +50,14 @@ fuzz-smoke: ## A fixed number of mutated inputs for every parser, on stable Rust
 	$(CARGO) test --locked --test fuzz_smoke
 
 .PHONY: bench
-bench: ## Measure staging and mounting, beside the other programs that are installed
+bench: ## Measure staging and mounting in both builds, beside other programs; fails on a missed aim
 	scripts/setup.sh bench
-	$(RUNNER) $(CARGO) bench --locked
+	$(RUNNER) CARGO='$(CARGO)' scripts/bench.sh
+
+.PHONY: test-isal
+test-isal: ## The tests of decompression with the fastest decoder (feature isal)
+	scripts/setup.sh isal
+	$(RUNNER) $(CARGO) test --locked --features isal --lib --test fuzz_smoke decompress
 
 .PHONY: e2e-aufs
 e2e-aufs: ## The suite on real AUFS: make e2e-aufs AUFS_KERNEL=path/to/bzImage
