@@ -31,8 +31,12 @@ mod fake;
 mod http2;
 #[path = "kubelet/pods.rs"]
 mod pods;
+#[path = "kubelet/refused.rs"]
+mod refused;
 #[path = "kubelet/registration.rs"]
 mod registration;
+#[path = "kubelet/restarts.rs"]
+mod restarts;
 mod support;
 
 use driver::{Driver, Node};

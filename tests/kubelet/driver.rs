@@ -6,8 +6,8 @@ use super::support::node::TestNode;
 use super::support::oci_layout::OciLayout;
 use super::support::tarball::{Compression, tars};
 use super::{PATIENCE, Volume, until};
-use aufs_csi::host::Host;
 use aufs_csi::host::linux::LinuxHost;
+use aufs_csi::host::{Host, MountCall};
 use aufs_csi::volume::record::directory_name;
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
@@ -143,6 +143,15 @@ impl Node {
         let table = LinuxHost.mount_table().unwrap();
         let all = table.into_iter().map(|entry| entry.mount_point);
         all.filter(|at| at.starts_with(base)).collect()
+    }
+
+    /// Mounts a directory a second time.
+    pub(crate) fn bind(&self, source: &Path, at: &Path) {
+        let call = MountCall::Bind {
+            source: source.to_owned(),
+            beneath: None,
+        };
+        LinuxHost.mount(at, &call).unwrap();
     }
 
     /// Takes every mount away, as a reboot does.

@@ -19,6 +19,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
@@ -211,12 +212,12 @@ fn broken(error: &dyn Error) -> Status {
 }
 
 /// The kubelet of one node.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Kubelet {
     root: PathBuf,
     /// Of the registered plugin, as it named it.
     endpoint: Option<PathBuf>,
-    pods: AtomicUsize,
+    pods: Arc<AtomicUsize>,
 }
 
 impl Kubelet {
@@ -228,7 +229,7 @@ impl Kubelet {
         Kubelet {
             root: root.to_owned(),
             endpoint: None,
-            pods: AtomicUsize::new(0),
+            pods: Arc::default(),
         }
     }
 
