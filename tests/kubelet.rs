@@ -27,8 +27,14 @@
 mod driver;
 #[path = "kubelet/fake.rs"]
 mod fake;
+#[path = "kubelet/forgotten.rs"]
+mod forgotten;
 #[path = "kubelet/http2.rs"]
 mod http2;
+#[path = "kubelet/interrupted.rs"]
+mod interrupted;
+#[path = "kubelet/load.rs"]
+mod load;
 #[path = "kubelet/pods.rs"]
 mod pods;
 #[path = "kubelet/refused.rs"]

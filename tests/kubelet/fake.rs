@@ -3,7 +3,7 @@
 
 use super::driver::names;
 use super::http2::{CallError, Connection};
-use super::{PATIENCE, in_time};
+use super::{LOOK_EVERY, PATIENCE, in_time};
 use aufs_csi::csi::registration_v1::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
 };
@@ -260,7 +260,7 @@ impl Kubelet {
             })
             .await;
             let socket = self.registration_socket();
-            match self.try_register(&socket.unwrap_or_default()).await {
+            match self.try_register(&socket.clone().unwrap_or_default()).await {
                 Ok(info) => return info,
                 Err(error) => {
                     assert!(began.elapsed() < PATIENCE, "not registered: {error}");
@@ -268,7 +268,16 @@ impl Kubelet {
                     let is_refused =
                         matches!(&error, CallError::Reset(_) | CallError::Malformed(_));
                     assert!(!is_refused, "kubelet cannot speak to the plugin: {error}");
-                    tokio::time::sleep(backoff).await;
+                    // A socket that is made again is tried at once.
+                    let place = |path: Option<PathBuf>| path?.metadata().ok().map(|m| m.ino());
+                    let tried = place(socket);
+                    let is_new = async {
+                        while place(self.registration_socket()) == tried {
+                            tokio::time::sleep(LOOK_EVERY).await;
+                        }
+                    };
+                    // Either of the two ends the pause.
+                    let _ = tokio::time::timeout(backoff, is_new).await;
                     backoff *= 2;
                 }
             }
