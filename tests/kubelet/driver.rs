@@ -10,6 +10,8 @@ use aufs_csi::host::linux::LinuxHost;
 use aufs_csi::host::{Host, MountCall};
 use aufs_csi::volume::record::directory_name;
 use rustix::fs::{FlockOperation, flock};
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::thread::UnshareFlags;
 use serde_json::Value;
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -28,6 +30,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new() -> Self {
+        isolate();
         let test = TestNode::new();
         fs::create_dir(test.path().join("images")).unwrap();
         Node {
@@ -193,6 +196,33 @@ impl Node {
         ] {
             assert_eq!(names(&dir), BTreeSet::new(), "{what}: {place}");
         }
+    }
+}
+
+/// Gives this test mounts of its own: whatever else starts a container on this
+/// machine would have copies of them for as long as that runs, and overlayfs then
+/// refuses a writable layer for a second mount. It is the calling thread that gets
+/// them, with all processes that it starts; the runtime of a test is on it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the plugin is to find a node as it is, not to make one"
+)]
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe, for what other flags do to descriptors"
+)]
+fn isolate() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test makes real mounts: run it as root"
+    );
+    rustix::thread::unshare(UnshareFlags::NEWNS).unwrap();
+    // Apart from the machine's, and in itself as kubelet wants it.
+    for how in [
+        MountPropagationFlags::PRIVATE,
+        MountPropagationFlags::SHARED,
+    ] {
+        mount_change("/", how | MountPropagationFlags::REC).unwrap();
     }
 }
 

@@ -65,7 +65,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_volume_without_vol_data_goes_once_nobody_uses_it() {
     let (node, _driver, kubelet) = running().await;
     let layers = layers();
@@ -104,7 +104,7 @@ async fn a_volume_without_vol_data_goes_once_nobody_uses_it() {
     node.has_no_volumes("afterwards");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_volume_whose_directory_vanished_goes() {
     let (node, mut driver, mut kubelet) = running().await;
     let image = node.image("app", &layers());
@@ -134,7 +134,7 @@ async fn a_volume_whose_directory_vanished_goes() {
     node.has_no_volumes("afterwards");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn what_is_mounted_is_not_taken_away_at_the_start() {
     let (node, mut driver, mut kubelet) = running().await;
     let image = node.image("app", &layers());

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tonic::Code;
 
 /// Kills at any moment that must have met a call, of each kind.
-const KILLS: usize = 5;
+const KILLS: usize = 15;
 /// Longer than it takes until the plugin is at work on a call.
 const SHORT: Duration = Duration::from_millis(500);
 
@@ -62,7 +62,7 @@ const MOMENTS: [(&str, Moment); 4] = [
     }),
 ];
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_publish_is_killed_and_asked_for_again() {
     let mut met = 0;
     for (number, (what, has_come)) in MOMENTS.into_iter().enumerate() {
@@ -84,7 +84,7 @@ async fn a_publish_is_killed_and_asked_for_again() {
     assert!(met >= 2, "{met} kills met a call that had no answer");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_publish_is_killed_and_the_pod_goes() {
     for (number, (what, has_come)) in MOMENTS.into_iter().enumerate() {
         let (node, mut driver, mut kubelet) = running().await;
@@ -139,7 +139,7 @@ async fn publish_and_kill(
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn an_unpublish_is_killed() {
     for asks_again in [true, false] {
         let (node, mut driver, mut kubelet) = running().await;
@@ -207,7 +207,7 @@ async fn an_unpublish_is_killed() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn kills_at_any_moment_of_warm_calls_leave_nothing() {
     let (node, mut driver, mut kubelet) = running().await;
     let layers = layers();
@@ -224,7 +224,7 @@ async fn kills_at_any_moment_of_warm_calls_leave_nothing() {
     }
     let (mut met_up, mut met_down) = (0, 0);
     // 0.618… of the circle each time spreads any number of them evenly.
-    let moments = (1..=40).map(|number| (f64::from(number) * 0.618_034).fract());
+    let moments = (1..=150).map(|number| (f64::from(number) * 0.618_034).fract());
     for (number, moment) in moments.enumerate() {
         if met_up >= KILLS && met_down >= KILLS {
             break;
@@ -308,7 +308,7 @@ enum Leaving {
     Reset,
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn work_goes_on_when_its_caller_leaves_and_the_next_one_joins_it() {
     let (node, driver, kubelet) = running().await;
     let layers = layers();
@@ -334,7 +334,7 @@ async fn work_goes_on_when_its_caller_leaves_and_the_next_one_joins_it() {
     node.has_no_volumes("afterwards");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn staging_goes_on_when_its_caller_leaves() {
     let (node, driver, kubelet) = running().await;
     let layers = many_files(0);
@@ -360,7 +360,7 @@ async fn staging_goes_on_when_its_caller_leaves() {
     node.has_no_volumes("afterwards");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_pod_is_deleted_while_its_volume_is_published() {
     let (node, driver, kubelet) = running().await;
     let image = node.image("big", &many_files(0));

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 const VOLUMES: usize = 256;
 const ROUNDS: usize = 30;
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn hundreds_of_volumes_come_and_go_at_once_and_leave_nothing() {
     let (node, driver, kubelet) = running().await;
     let layers = layers();

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn two_pods_write_to_one_image_and_see_only_their_own() {
     let (node, driver, kubelet) = running().await;
     let layers = layers();
@@ -69,7 +69,7 @@ async fn two_pods_write_to_one_image_and_see_only_their_own() {
     kubelet.delete(&mut next).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_read_only_volume_takes_no_writes() {
     let (node, _driver, kubelet) = running().await;
     let layers = layers();
@@ -89,7 +89,7 @@ async fn a_read_only_volume_takes_no_writes() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_pod_can_have_two_volumes() {
     let (node, _driver, kubelet) = running().await;
     let layers = layers();
@@ -119,7 +119,7 @@ async fn a_pod_can_have_two_volumes() {
     node.has_no_volumes("afterwards");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_group_is_given_the_root_directory_and_nothing_else() {
     let (node, _driver, kubelet) = running().await;
     let layers = layers();
@@ -142,7 +142,7 @@ async fn a_group_is_given_the_root_directory_and_nothing_else() {
     node.has_no_volumes("afterwards");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_pod_that_is_deleted_by_force_while_the_plugin_is_away_ends_when_it_is_back() {
     let (node, mut driver, mut kubelet) = running().await;
     let image = node.image("app", &layers());

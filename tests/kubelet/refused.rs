@@ -25,7 +25,7 @@ async fn is_refused(node: &Node, kubelet: &Kubelet, mut volume: Volume, code: Co
     status
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_wrong_attribute_is_named_in_what_the_pod_sees() {
     let (node, _driver, kubelet) = running().await;
     let image = node.image("app", &layers());
@@ -48,7 +48,7 @@ async fn a_wrong_attribute_is_named_in_what_the_pod_sees() {
     node.has_no_volumes("afterwards");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn one_id_is_one_volume() {
     let (node, _driver, kubelet) = running().await;
     let image = node.image("app", &layers());
@@ -92,7 +92,7 @@ async fn one_id_is_one_volume() {
     node.has_no_volumes("afterwards");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_local_image_must_be_where_the_operator_allows_them() {
     let (node, driver, mut kubelet) = running().await;
     let outside = node.path("outside");
@@ -125,7 +125,7 @@ async fn a_local_image_must_be_where_the_operator_allows_them() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn an_unknown_volume_is_cleared_from_its_target() {
     let (node, _driver, kubelet) = running().await;
     let image = node.image("app", &layers());
@@ -183,7 +183,7 @@ async fn places_of_marker(node: &Node, driver: &Driver) -> Vec<String> {
     found
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn no_secret_is_written_anywhere() {
     let node = Node::new();
     let mut kubelet = Kubelet::new(&node.kubelet_root());

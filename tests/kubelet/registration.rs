@@ -8,7 +8,7 @@ use aufs_csi::csi::v1::{ProbeRequest, ProbeResponse};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_kubelet_registers_the_plugin() {
     let node = Node::new();
     let mut kubelet = Kubelet::new(&node.kubelet_root());
@@ -61,7 +61,7 @@ async fn a_kubelet_registers_the_plugin() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_socket_that_is_lost_is_made_again_and_registered_again() {
     let (node, driver, mut kubelet) = running().await;
     let before = node.registration().metadata().unwrap().ino();
@@ -82,7 +82,7 @@ async fn a_socket_that_is_lost_is_made_again_and_registered_again() {
     kubelet.register().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_plugin_that_is_stopped_finishes_and_leaves_the_mounts() {
     let (node, mut driver, mut kubelet) = running().await;
     let image = node.image("app", &layers());

@@ -55,7 +55,7 @@ async fn replay_all(kubelet: &Kubelet, volumes: &[Volume]) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_kubelet_that_restarts_asks_for_every_volume_again() {
     let (node, mut driver, mut kubelet) = running().await;
     let image = node.image("app", &layers());
@@ -93,7 +93,7 @@ async fn a_kubelet_that_restarts_asks_for_every_volume_again() {
     node.has_no_volumes("afterwards");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn volumes_outlive_the_plugin() {
     let (node, mut driver, mut kubelet) = running().await;
     let layers = layers();
@@ -147,7 +147,7 @@ fn reboot(node: &Node, layers_too: bool) -> usize {
     another_boot(node, layers_too)
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_pods_writes_outlive_a_reboot() {
     let (node, mut driver, mut kubelet) = running().await;
     let layers = layers();
@@ -206,7 +206,7 @@ async fn a_pods_writes_outlive_a_reboot() {
     node.has_no_volumes("afterwards");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_volume_whose_image_is_away_after_a_reboot_waits_for_it() {
     let (node, mut driver, mut kubelet) = running().await;
     let image = node.image("app", &layers());
@@ -232,7 +232,7 @@ async fn a_volume_whose_image_is_away_after_a_reboot_waits_for_it() {
     node.has_no_volumes("afterwards");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_mount_that_somebody_took_away_comes_back_when_kubelet_asks() {
     let (node, _driver, kubelet) = running().await;
     let image = node.image("app", &layers());
