@@ -124,10 +124,21 @@ impl Node {
     /// Keeps every publish from staging, until the result is dropped: as long as
     /// somebody removes things from the store, nobody adds any.
     pub(crate) fn hold_store(&self) -> File {
+        self.hold("store.lock")
+    }
+
+    /// Keeps every layer that is unpacked from being committed.
+    pub(crate) fn hold_commits(&self) -> File {
+        self.hold("store.commit.lock")
+    }
+
+    fn hold(&self, lock: &str) -> File {
         let file = File::options()
             .read(true)
             .write(true)
-            .open(self.store().join("store.lock"))
+            .create(true)
+            .truncate(false)
+            .open(self.store().join(lock))
             .unwrap();
         flock(&file, FlockOperation::LockExclusive).unwrap();
         file
