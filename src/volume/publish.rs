@@ -299,7 +299,7 @@ impl Volumes {
         record.aufs_id = None;
         record::write(dir, &record).map_err(VolumeError::Store)?;
         progress.phase(Phase::Mounting);
-        if let (Backend::Aufs, Some(writable)) = (record.plan.backend, &record.plan.writable) {
+        if let Some(writable) = &record.plan.writable {
             self.put_right(&record, &writable.upper)?;
         }
         self.mount(dir, &mut record, None)?;
@@ -310,12 +310,20 @@ impl Volumes {
         Ok(published(record))
     }
 
-    /// What AUFS leaves in a writable layer when the machine goes down.
+    /// What AUFS leaves in a writable layer when the machine goes down, and what
+    /// overlayfs remembers of branches that may have been lost with it and are
+    /// there again.
     fn put_right(&self, record: &VolumeRecord, upper: &Path) -> Result<(), VolumeError> {
         let fd = fs::File::open(upper)
             .map_err(StoreError::io("open", upper))
             .map_err(VolumeError::Store)?;
-        let removed = upper::put_right(fd.as_fd()).map_err(|source| VolumeError::Residue {
+        let removed = match record.plan.backend {
+            Backend::Aufs => upper::put_right(fd.as_fd()),
+            Backend::Overlay => upper::forget_origin(fd.as_fd(), self.options.rootless).map(|()| 0),
+            // It has no writable layer.
+            Backend::Bind => Ok(0),
+        }
+        .map_err(|source| VolumeError::Residue {
             volume_id: record.volume_id.clone(),
             source,
         })?;
