@@ -120,6 +120,17 @@ pub fn unmount(
     unmount_union(host, paths, None, patience)
 }
 
+/// As [`unmount`], but takes down only the topmost mount at `path`.
+pub fn unmount_top(host: &dyn Host, path: &Path, patience: Duration) -> Result<(), UnmountError> {
+    let mut patience = Patience::new(patience);
+    let union = union_at(host, path);
+    take_down_one(host, path, &mut patience)?;
+    match union {
+        Some(id) => await_end(host, path, &id, &mut patience),
+        None => Ok(()),
+    }
+}
+
 /// As [`unmount`], of a union of AUFS whose id is known: it is waited for also
 /// where none of its mounts can be seen from here, because an earlier attempt
 /// took them down and others live in another mount namespace.

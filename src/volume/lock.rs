@@ -2,6 +2,7 @@
 //! uses the store.
 
 use super::record;
+use crate::chain::Chain;
 use crate::layer::store::{StoreError, remove_directory};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::fs::File;
@@ -79,8 +80,15 @@ pub(super) fn remove_idle(volumes: &Path) -> Result<(), StoreError> {
         if let Some(lock) = VolumeLock::try_take(&dir)? {
             // Somebody may have written it, and gone, before it was locked.
             if !record::exists(&dir) {
-                remove_directory(&dir)?;
-                lock.remove()?;
+                match remove_directory(&dir) {
+                    Ok(()) => lock.remove()?,
+                    // One that something is mounted in, most likely: recovery
+                    // takes that down, but only if the store can be opened.
+                    Err(error) => tracing::warn!(
+                        error = %Chain(&error),
+                        "what a killed process left of a volume stays"
+                    ),
+                }
             }
         }
     }

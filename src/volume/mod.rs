@@ -283,6 +283,12 @@ impl Volumes {
 
     fn read_record(&self, dir: &Path, target: &Path) -> Result<Option<VolumeRecord>, VolumeError> {
         let record = match record::read(dir) {
+            Err(StoreError::Damaged { .. }) if record::is_newer(dir) => {
+                let name = dir.file_name().unwrap_or_default();
+                return Err(VolumeError::NewerRecord {
+                    volume_id: name.to_string_lossy().into_owned(),
+                });
+            }
             // Cut short by a power loss, after which nothing is mounted.
             Err(StoreError::Damaged { .. }) if !self.is_mount(target)? => None,
             other => other.map_err(VolumeError::Store)?,
