@@ -33,7 +33,7 @@ pub mod probe;
 mod release;
 
 pub use execute::{MountError, Mounted, VerifyError, execute, mount, verify};
-pub use release::{UnmountError, union_at, unmount, unmount_top, unmount_union};
+pub use release::{UnmountError, detach, union_at, unmount, unmount_top, unmount_union};
 
 /// Longest option value that `fsconfig(2)` takes, in bytes.
 const FSCONFIG_VALUE_MAX: usize = 255;

@@ -180,11 +180,7 @@ fn is_anothers(host: &dyn Host, id: &str, target: &Path) -> Result<bool, Unmount
 }
 
 /// As [`unmount`], but leaves alone what still lives elsewhere.
-pub(super) fn detach(
-    host: &dyn Host,
-    target: &Path,
-    patience: Duration,
-) -> Result<usize, UnmountError> {
+pub fn detach(host: &dyn Host, target: &Path, patience: Duration) -> Result<usize, UnmountError> {
     take_down(host, target, &mut Patience::new(patience), None)
 }
 

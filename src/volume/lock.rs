@@ -3,6 +3,7 @@
 
 use super::record;
 use crate::chain::Chain;
+use crate::layer::steps;
 use crate::layer::store::{StoreError, remove_directory};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::fs::File;
@@ -51,6 +52,7 @@ impl VolumeLock {
 
     /// Releases the lock of a volume that is gone, and removes its file.
     pub fn remove(self) -> Result<(), StoreError> {
+        steps::before("remove a volume's lock");
         let result = std::fs::remove_file(&self.path).map_err(StoreError::io("remove", &self.path));
         drop(self.file);
         result
@@ -58,6 +60,7 @@ impl VolumeLock {
 }
 
 fn open(path: &Path) -> io::Result<File> {
+    steps::before("make a volume's lock");
     let fd = rustix::fs::open(
         path,
         OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW,

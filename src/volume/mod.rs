@@ -41,6 +41,7 @@ use crate::host::Host;
 use crate::image::platform::{Platform, PlatformChoice};
 use crate::image::reference::Source;
 use crate::layer::seal::Format;
+use crate::layer::steps;
 use crate::layer::store::{Store, StoreError, remove_directory};
 use crate::layer::tree::Ownership;
 use crate::stage::{Progress, StageOptions, StagedImage, Stager};
@@ -351,6 +352,7 @@ fn canonical(path: &Path) -> Result<PathBuf, VolumeError> {
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), VolumeError> {
+    steps::before("make a directory of a volume");
     match fs::DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(VolumeError::Store(StoreError::io("create", path)(error)))

@@ -7,6 +7,7 @@ use super::{
     PublishRequest, Published, VolumeError, Volumes, canonical, lock::VolumeLock, make_dir,
 };
 use crate::layer::index::Attrs;
+use crate::layer::steps;
 use crate::layer::store::{BranchId, SealedForm, SharedLock, StoreError};
 use crate::layer::unpack::finish_directories;
 use crate::layer::upper;
@@ -18,6 +19,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a staging path may be busy on which a killed process has left a
+/// second mount of a volume: nobody knows it.
+const COMPLETE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What there is of a volume before it is published.
 enum Before {
@@ -149,10 +155,25 @@ impl Volumes {
             return Ok(Before::Unmounted(Box::new(record)));
         }
         if record.state == VolumeState::Returning {
-            record.state = VolumeState::Mounted;
-            record::write(dir, &record).map_err(VolumeError::Store)?;
+            self.complete(dir, &mut record)?;
         }
         Ok(Before::Mounted(Box::new(record)))
+    }
+
+    /// Ends what a process did not that mounted a volume again: only what comes
+    /// after the mount at the target is left to be done.
+    pub(super) fn complete(
+        &self,
+        dir: &Path,
+        record: &mut VolumeRecord,
+    ) -> Result<(), VolumeError> {
+        let host = self.host.as_ref();
+        record.aufs_id = union::union_at(host, &record.target);
+        union::detach(host, &record.plan.staging, COMPLETE_PATIENCE)
+            .map_err(VolumeError::Unmount)?;
+        self.remove_dir_tree(&record.plan.staging)?;
+        record.state = VolumeState::Mounted;
+        record::write(dir, record).map_err(VolumeError::Store)
     }
 
     fn mount_anew(
@@ -376,7 +397,7 @@ impl Volumes {
             self.host.as_ref(),
             &[&record.plan.staging],
             record.aufs_id.as_deref(),
-            std::time::Duration::ZERO,
+            Duration::ZERO,
         )
         .map(drop)
         .map_err(VolumeError::Unmount)
@@ -413,6 +434,7 @@ impl Volumes {
         root: Option<&Attrs>,
     ) -> Result<(), VolumeError> {
         if record.target_created {
+            steps::before("make the target");
             match fs::DirBuilder::new().mode(0o750).create(&record.target) {
                 Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(VolumeError::Target {
@@ -435,6 +457,7 @@ impl Volumes {
             // seconds; AUFS asks the branch at each stat.
             self.finish_root(record, &writable.upper, root)?;
         }
+        steps::before("remove the staging directory");
         fs::remove_dir(dir.join("staging"))
             .map_err(StoreError::io("remove", &dir.join("staging")))
             .map_err(VolumeError::Store)?;
@@ -449,6 +472,7 @@ impl Volumes {
         path: &Path,
         root: &Attrs,
     ) -> Result<(), VolumeError> {
+        steps::before("give the root its metadata");
         let fd = fs::File::open(path)
             .map_err(StoreError::io("open", path))
             .map_err(VolumeError::Store)?;

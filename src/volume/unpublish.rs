@@ -2,6 +2,7 @@
 
 use super::record::{self, Owner, VolumeRecord, VolumeState};
 use super::{UnpublishRequest, VolumeError, Volumes, canonical, lock::VolumeLock};
+use crate::layer::steps;
 use crate::layer::store::StoreError;
 use crate::union::{self, Backend, UnmountError};
 use std::fs;
@@ -250,6 +251,7 @@ impl Volumes {
 /// Removes a directory that was made for a volume. Never more than the empty
 /// directory: what is in it is not ours.
 fn remove_target(target: &Path) -> Result<(), VolumeError> {
+    steps::before("remove the target");
     match fs::remove_dir(target) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(VolumeError::Target {
             target: target.to_owned(),

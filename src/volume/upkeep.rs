@@ -249,9 +249,7 @@ impl Volumes {
         if record.state != VolumeState::Returning || !self.shows(&record)? {
             return Ok(Outcome::Left);
         }
-        record.state = VolumeState::Mounted;
-        record.aufs_id = union::union_at(self.host.as_ref(), &record.target);
-        record::write(dir, &record).map_err(VolumeError::Store)?;
+        self.complete(dir, &mut record)?;
         Ok(Outcome::Done)
     }
 
