@@ -21,6 +21,7 @@ skopeo          skopeo
 getfattr        attr
 getfacl         acl
 unshare         util-linux
+strace          strace
 '
 # Other peers are measured where they are installed.
 readonly BENCH='
