@@ -24,7 +24,7 @@ pub mod platform;
 pub mod reference;
 mod resolve;
 #[cfg(test)]
-mod testdata;
+pub(crate) mod testdata;
 
 pub use error::SourceError;
 pub use files::tar::TarError;

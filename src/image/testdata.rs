@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// One member of a tar in the POSIX form.
-pub(super) fn member(kind: u8, name: &str, link: &str, data: &[u8]) -> Vec<u8> {
+pub(crate) fn member(kind: u8, name: &str, link: &str, data: &[u8]) -> Vec<u8> {
     let mut block = vec![0; 512];
     block[..name.len()].copy_from_slice(name.as_bytes());
     block[100..107].copy_from_slice(b"0000644");
@@ -27,7 +27,7 @@ pub(super) fn seal(block: &mut [u8]) {
 }
 
 /// A tar of regular files.
-pub(super) fn tar(files: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
+pub(crate) fn tar(files: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, data) in files {
         bytes.extend(member(b'0', name, "", data));
@@ -38,9 +38,9 @@ pub(super) fn tar(files: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
 
 /// A layout in memory.
 #[derive(Debug, Default)]
-pub(super) struct LayoutBuilder {
-    pub(super) files: BTreeMap<String, Vec<u8>>,
-    pub(super) index: Vec<Value>,
+pub(crate) struct LayoutBuilder {
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    pub(crate) index: Vec<Value>,
 }
 
 impl LayoutBuilder {
@@ -53,7 +53,7 @@ impl LayoutBuilder {
     }
 
     /// Adds an image with uncompressed layers and gives its manifest's descriptor.
-    pub(super) fn image(&mut self, os: &str, architecture: &str, layers: &[&[u8]]) -> Value {
+    pub(crate) fn image(&mut self, os: &str, architecture: &str, layers: &[&[u8]]) -> Value {
         let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
         let config = json!({
             "os": os,
@@ -91,7 +91,7 @@ impl LayoutBuilder {
     }
 
     /// All files, with `oci-layout` and `index.json`.
-    pub(super) fn finish(mut self) -> BTreeMap<String, Vec<u8>> {
+    pub(crate) fn finish(mut self) -> BTreeMap<String, Vec<u8>> {
         let index = json!({"schemaVersion": 2, "manifests": self.index});
         self.files
             .insert("index.json".to_owned(), index.to_string().into_bytes());
@@ -110,7 +110,7 @@ pub(super) fn with(mut object: Value, key: &str, value: Value) -> Value {
 }
 
 /// Adds the name of an image to its descriptor.
-pub(super) fn named(object: Value, name: &str) -> Value {
+pub(crate) fn named(object: Value, name: &str) -> Value {
     with(
         object,
         "annotations",
@@ -119,7 +119,7 @@ pub(super) fn named(object: Value, name: &str) -> Value {
 }
 
 /// Writes files below a directory.
-pub(super) fn write(directory: &std::path::Path, files: &BTreeMap<String, Vec<u8>>) {
+pub(crate) fn write(directory: &std::path::Path, files: &BTreeMap<String, Vec<u8>>) {
     for (name, bytes) in files {
         let path = directory.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -250,12 +250,11 @@ fn take_down_one(
         };
         match source.kind() {
             io::ErrorKind::NotFound => return Ok(false),
-            // EINVAL: not a mount point. Somebody else was faster, or the path
-            // answered with an error without being one; unless it still is a
-            // mount, which then may not be unmounted from here.
-            io::ErrorKind::InvalidInput
-                if !host.place(target).is_ok_and(|place| place.mount_root) =>
-            {
+            // EINVAL: not a mount point, for somebody else was faster; unless it
+            // still is a mount, which then may not be unmounted from here. Where
+            // the path does not answer, the mount is not taken for gone: what is
+            // beneath it would be deleted.
+            io::ErrorKind::InvalidInput if !is_mounted(host, target) => {
                 return Ok(false);
             }
             io::ErrorKind::ResourceBusy => {

@@ -360,3 +360,6 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), VolumeError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

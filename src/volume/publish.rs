@@ -1,7 +1,7 @@
 //! From a request to a mount; and, for a volume that was mounted before, to the
 //! same mount again.
 
-use super::record::{self, RECORD_VERSION, VolumeRecord, VolumeState};
+use super::record::{self, Owner, RECORD_VERSION, VolumeRecord, VolumeState};
 use super::unpublish::Target;
 use super::{
     PublishRequest, Published, VolumeError, Volumes, canonical, lock::VolumeLock, make_dir,
@@ -55,16 +55,19 @@ impl Volumes {
         attributes: &std::collections::BTreeMap<String, String>,
     ) -> Result<bool, VolumeError> {
         let dir = record::directory(&self.store, volume_id);
-        let Some(record) = self.read_record(&dir, target)? else {
-            return Ok(false);
+        let look = || {
+            let Some(record) = self.read_record(&dir, target)? else {
+                return Ok(false);
+            };
+            Ok(record.state == VolumeState::Mounted
+                && record.boot == self.store.boot()
+                && record.target == canonical(target)?
+                && record.read_only == read_only
+                && record.mount_group == mount_group
+                && record.attributes == *attributes
+                && self.shows(&record)?)
         };
-        Ok(record.state == VolumeState::Mounted
-            && record.boot == self.store.boot()
-            && record.target == canonical(target)?
-            && record.read_only == read_only
-            && record.mount_group == mount_group
-            && record.attributes == *attributes
-            && self.shows(&record)?)
+        look().map_err(unclear(volume_id))
     }
 
     /// Whether the topmost mount at the volume's target is the volume's own.
@@ -90,8 +93,11 @@ impl Volumes {
     ) -> Result<Published, VolumeError> {
         let dir = record::directory(&self.store, &request.volume_id);
         let lock = VolumeLock::take(&dir).map_err(VolumeError::Store)?;
-        let result = canonical(&request.target)
-            .and_then(|target| self.publish_locked(request, &dir, target, progress));
+        let target = canonical(&request.target).map_err(|error| match dir.exists() {
+            true => unclear(&request.volume_id)(error),
+            false => error,
+        });
+        let result = target.and_then(|target| self.publish_locked(request, &dir, target, progress));
         if result.is_err() && !dir.exists() {
             // Nothing is left of the volume, so neither is its lock file.
             lock.remove().map_err(VolumeError::Store)?;
@@ -127,14 +133,17 @@ impl Volumes {
         request: &PublishRequest,
         target: &Path,
     ) -> Result<Before, VolumeError> {
-        let Some(mut record) = self.read_record(dir, target)? else {
+        let volume_id = &request.volume_id;
+        let record = self.read_record(dir, target).map_err(unclear(volume_id))?;
+        let Some(mut record) = record else {
             // Whoever was killed before it wrote a record left no more than this.
-            self.remove_dir_tree(dir)?;
+            self.remove_dir_tree(dir).map_err(not_cleared(volume_id))?;
             return Ok(Before::Nothing);
         };
         if matches!(record.state, VolumeState::Intended | VolumeState::Leaving) {
             // Nobody was told that this one was there, or it is to go.
-            self.take_down(dir, &record, Target::Own)?;
+            self.take_down(dir, &record, Target::Own)
+                .map_err(not_cleared(volume_id))?;
             return Ok(Before::Nothing);
         }
         if record.target != target {
@@ -151,11 +160,13 @@ impl Volumes {
                 volume_id: request.volume_id.clone(),
             });
         }
-        if record.boot != self.store.boot() || !self.shows(&record)? {
+        let is_this_boot = record.boot == self.store.boot();
+        if !is_this_boot || !self.shows(&record).map_err(unclear(volume_id))? {
             return Ok(Before::Unmounted(Box::new(record)));
         }
         if record.state == VolumeState::Returning {
-            self.complete(dir, &mut record)?;
+            self.complete(dir, &mut record)
+                .map_err(not_returned(volume_id))?;
         }
         Ok(Before::Mounted(Box::new(record)))
     }
@@ -266,10 +277,7 @@ impl Volumes {
         progress: &dyn Progress,
     ) -> Result<Published, VolumeError> {
         let volume_id = record.volume_id.clone();
-        let kept = |source| VolumeError::NotReturned {
-            volume_id: volume_id.clone(),
-            source: Box::new(source),
-        };
+        let kept = |source| not_returned(&volume_id)(source);
         let shared = self
             .store
             .lock_shared()
@@ -393,6 +401,13 @@ impl Volumes {
     /// two unions on one writable layer destroy each other's work, and AUFS would
     /// make them.
     fn is_unused(&self, record: &VolumeRecord) -> Result<(), VolumeError> {
+        // The plugin's mounts are made to be seen everywhere, and the number of a
+        // namespace is soon another one's: a pod would wait for a stranger.
+        if record.owner == Owner::Command && self.is_elsewhere(record) {
+            return Err(VolumeError::OtherNamespace {
+                volume_id: record.volume_id.clone(),
+            });
+        }
         union::unmount_union(
             self.host.as_ref(),
             &[&record.plan.staging],
@@ -531,6 +546,30 @@ impl Volumes {
             .map_err(StoreError::io("create", &base))
             .map_err(VolumeError::Store)?;
         Ok(base.join(dir.file_name().unwrap_or_default()))
+    }
+}
+
+/// For `map_err` of a look at what there is of a volume.
+fn unclear(volume_id: &str) -> impl FnOnce(VolumeError) -> VolumeError {
+    |source| VolumeError::Unclear {
+        volume_id: volume_id.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+/// For `map_err` of taking down what an earlier process left.
+fn not_cleared(volume_id: &str) -> impl FnOnce(VolumeError) -> VolumeError {
+    |source| VolumeError::NotCleared {
+        volume_id: volume_id.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+/// For `map_err` of mounting again what was mounted before.
+fn not_returned(volume_id: &str) -> impl FnOnce(VolumeError) -> VolumeError {
+    |source| VolumeError::NotReturned {
+        volume_id: volume_id.to_owned(),
+        source: Box::new(source),
     }
 }
 

@@ -156,12 +156,7 @@ impl Volumes {
                         target: record.target.clone(),
                     });
                 }
-                let is_elsewhere = record.mount_namespace != self.namespace
-                    && self
-                        .host
-                        .is_namespace_alive(&self.options.host_proc, record.mount_namespace)
-                        .unwrap_or(true);
-                if is_elsewhere {
+                if self.is_elsewhere(record) {
                     return Err(VolumeError::OtherNamespace {
                         volume_id: record.volume_id.clone(),
                     });
@@ -169,6 +164,16 @@ impl Volumes {
                 Ok(false)
             }
         }
+    }
+
+    /// Whether the volume was mounted in another mount namespace, in which
+    /// processes still run. What cannot be found out counts as yes.
+    pub(super) fn is_elsewhere(&self, record: &VolumeRecord) -> bool {
+        record.mount_namespace != self.namespace
+            && self
+                .host
+                .is_namespace_alive(&self.options.host_proc, record.mount_namespace)
+                .unwrap_or(true)
     }
 
     /// Says in the record that the volume goes, and which union of AUFS it is,
