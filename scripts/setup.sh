@@ -21,6 +21,7 @@ skopeo          skopeo
 getfattr        attr
 getfacl         acl
 unshare         util-linux
+strace          strace
 '
 # Any go will do: scripts/go.sh fetches a newer one with it.
 readonly GO='

@@ -11,7 +11,7 @@
 mod support;
 
 use aufs_csi::union::probe::UnionRequest;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -34,10 +34,15 @@ fn content(image: usize, layer: usize, file: usize) -> Vec<u8> {
 
 /// Layers that need edits for a union, each of its own image.
 fn layers(image: usize) -> Vec<Layer> {
+    layers_of(image, 60)
+}
+
+/// With so many files in each.
+fn layers_of(image: usize, files: usize) -> Vec<Layer> {
     let mut layers: Vec<Layer> = (0..4)
         .map(|layer| {
             let mut entries = vec![dir(format!("l{layer}")).mode(0o750)];
-            for number in 0..60 {
+            for number in 0..files {
                 let path = format!("l{layer}/f{number}");
                 entries.push(file(path, content(image, layer, number)).owner(7, 8));
             }
@@ -150,6 +155,55 @@ impl Place {
     fn kill_now(&self, arguments: &[&str], mut child: Child) -> bool {
         child.kill().unwrap();
         let output = child.wait_with_output().unwrap();
+        if output.status.signal() != Some(9) {
+            is_good(arguments, &output);
+        }
+        output.status.signal() == Some(9)
+    }
+
+    /// As [`Place::command`], under a tracer that does this.
+    #[expect(clippy::disallowed_methods, reason = "the tracer is another program")]
+    fn traced(&self, tracing: &[&str], arguments: &[&str]) -> Output {
+        let command = self.command(arguments);
+        let mut tracer = Command::new("strace");
+        tracer
+            .args(["-f", "-qq"])
+            .args(tracing)
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stdin(Stdio::null());
+        for (name, value) in command.get_envs() {
+            tracer.env(name, value.unwrap());
+        }
+        tracer.output().expect("the program strace is needed")
+    }
+
+    /// System calls that a run makes, by the thread that makes most.
+    fn calls(&self, arguments: &[&str]) -> usize {
+        let file = self.node.path().join("calls");
+        let trace = format!("trace={CALLS}");
+        let to = file.to_str().unwrap();
+        is_good(
+            arguments,
+            &self.traced(&["-o", to, "-e", &trace], arguments),
+        );
+        let mut threads: BTreeMap<String, usize> = BTreeMap::new();
+        for line in fs::read_to_string(&file).unwrap().lines() {
+            // One that ends in another line was counted when it began.
+            if let Some((thread, call)) = line.split_once(' ')
+                && !call.contains(" resumed>")
+            {
+                *threads.entry(thread.to_owned()).or_default() += 1;
+            }
+        }
+        threads.into_values().max().unwrap()
+    }
+
+    /// Kills it at a system call; whether it came so far.
+    fn kill_at_call(&self, arguments: &[&str], call: usize) -> bool {
+        let inject = format!("inject={CALLS}:signal=SIGKILL:when={call}");
+        let tracing = ["-o", "/dev/null", "-e", &inject];
+        let output = self.traced(&tracing, arguments);
         if output.status.signal() != Some(9) {
             is_good(arguments, &output);
         }
@@ -394,6 +448,65 @@ fn killed_while_it_mounts_and_unmounts() {
     println!("{killed_up} mounts of {up:?} and {killed_down} unmounts of {down:?} killed");
     assert!(
         killed_up >= 40 && killed_down >= 30,
+        "{killed_up} and {killed_down} kills met it alive"
+    );
+}
+
+/// System calls that use files or descriptors, on which all that this program
+/// leaves behind depends.
+const CALLS: &str = "%file,%desc";
+
+/// Every thread counts its own calls, and the first that comes to the number
+/// kills them all.
+#[test]
+fn killed_at_any_system_call() {
+    let place = Place::new();
+    place.good(&["check"]);
+    let target = place.target("target");
+    let at = target.to_str().unwrap();
+    let image = |number: usize| {
+        // A tracer makes every call take long.
+        let layers = layers_of(number, 12);
+        (place.image(number, &layers), flatten(&layers).unwrap())
+    };
+    let first = image(0).0;
+    let up = place.calls(&["mount", &first, at]);
+    let down = place.calls(&["unmount", at]);
+    let points = 40;
+    let (mut killed_up, mut killed_down) = (0, 0);
+    for point in 0..points {
+        let nth = |all: usize| 1 + all * point / points;
+        let (image, expected) = image(1 + point);
+        let what = format!("mount killed at call {} of {up}", nth(up));
+        killed_up += usize::from(place.kill_at_call(&["mount", &image, at], nth(up)));
+        if point % 4 == 3 && !place.has_record() {
+            place.has_no_volumes(&what);
+            place.is_whole(&what);
+            place.good(&["mount", &image, at]);
+        } else if point % 4 != 3 {
+            place.good(&["mount", &image, at]);
+            assert_same(&what, &expected, &read(&target).unwrap(), Compared::ALL);
+            fs::write(target.join("changed"), "by the pod").unwrap();
+        }
+        let what = format!("unmount killed at call {} of {down}, {what}", nth(down));
+        killed_down += usize::from(place.kill_at_call(&["unmount", at], nth(down)));
+        let recorded = place.has_record();
+        let again = place.run(&["unmount", at]);
+        assert!(
+            again.status.success() || (!recorded && again.status.code() == Some(66)),
+            "{what}: {}",
+            String::from_utf8_lossy(&again.stderr)
+        );
+        place.has_no_volumes(&what);
+        place.is_whole(&what);
+        assert_eq!(names(&target), BTreeSet::new(), "{what}");
+    }
+    println!(
+        "of {points}: {killed_up} mounts killed within {up} calls, {killed_down} unmounts within {down}"
+    );
+    // The last calls of a run differ a little from one to the next.
+    assert!(
+        killed_up + killed_down >= points * 2 - 8,
         "{killed_up} and {killed_down} kills met it alive"
     );
 }

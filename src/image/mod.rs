@@ -24,7 +24,7 @@ pub mod platform;
 pub mod reference;
 mod resolve;
 #[cfg(any(test, feature = "testing"))]
-mod testdata;
+pub(crate) mod testdata;
 
 /// What fuzz targets check of the parsers that nothing outside of here uses.
 #[cfg(any(test, feature = "testing"))]

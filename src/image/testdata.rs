@@ -4,12 +4,12 @@
 mod layouts;
 
 #[cfg(test)]
-pub(super) use layouts::{LayoutBuilder, named, with, write};
+pub(crate) use layouts::{LayoutBuilder, named, with, write};
 
 use std::collections::BTreeMap;
 
 /// One member of a tar in the POSIX form.
-pub(in crate::image) fn member(kind: u8, name: &str, link: &str, data: &[u8]) -> Vec<u8> {
+pub(crate) fn member(kind: u8, name: &str, link: &str, data: &[u8]) -> Vec<u8> {
     let mut block = vec![0; 512];
     block[..name.len()].copy_from_slice(name.as_bytes());
     block[100..107].copy_from_slice(b"0000644");
@@ -31,7 +31,7 @@ pub(super) fn seal(block: &mut [u8]) {
 }
 
 /// A tar of regular files.
-pub(super) fn tar(files: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
+pub(crate) fn tar(files: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, data) in files {
         bytes.extend(member(b'0', name, "", data));

@@ -18,6 +18,7 @@ pub mod index;
 pub mod ingest;
 pub mod limits;
 pub mod seal;
+pub mod steps;
 pub mod store;
 pub mod tree;
 pub mod unpack;

@@ -37,6 +37,7 @@ pub use records::{
     BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StoredAttrs,
 };
 
+use crate::layer::steps;
 use crate::layer::tree::metadata::hand_down_nothing;
 use crate::layer::tree::{RemoveError, errno_in_chain, remove_tree};
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -324,6 +325,7 @@ fn create(root: &Path, rootless: bool) -> Result<(), StoreError> {
     bare(root)?;
     for name in ["diff", "layers", "images", "ingest", "volumes"] {
         let path = root.join(name);
+        steps::before("make a directory of the store");
         match fs::DirBuilder::new().mode(0o700).create(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(StoreError::io("create", &path)(error));
@@ -331,6 +333,12 @@ fn create(root: &Path, rootless: bool) -> Result<(), StoreError> {
             _ => {}
         }
     }
+    // Shared by all who make it at once, and so that nobody cleans meanwhile.
+    let path = root.join("store.lock");
+    let lock = open_lock(&path).map_err(StoreError::io("open", &path))?;
+    rustix::fs::flock(&lock, FlockOperation::LockShared)
+        .map_err(io::Error::from)
+        .map_err(StoreError::io("lock", &path))?;
     write_json(
         &root.join("store.json"),
         &StoreFile {
@@ -394,11 +402,14 @@ pub(crate) fn write_json<T: serde::Serialize>(
     bytes.push(b'\n');
     let temporary = path.with_extension(format!("tmp{}", unique()));
     let write = || -> io::Result<()> {
+        steps::before("create a record");
         let mut file = File::create_new(&temporary)?;
+        steps::before("write a record");
         file.write_all(&bytes)?;
         if durable {
             file.sync_all()?;
         }
+        steps::before("rename a record");
         fs::rename(&temporary, path)?;
         if durable && let Some(dir) = path.parent() {
             File::open(dir)?.sync_all()?;

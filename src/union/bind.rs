@@ -3,6 +3,7 @@
 use super::{MountPlan, MountStep, PlanError};
 use crate::host::{Host, MountCall};
 use crate::union::VerifyError;
+use std::path::Path;
 
 pub(super) fn steps(plan: &MountPlan) -> Result<Vec<MountStep>, PlanError> {
     let [branch] = plan.branches.as_slice() else {
@@ -30,15 +31,28 @@ pub(super) fn steps(plan: &MountPlan) -> Result<Vec<MountStep>, PlanError> {
     ]))
 }
 
+/// Whether a mount whose root is `root` shows this branch. It is named from the
+/// root of its filesystem, so a mount point of that is missing in front, and a
+/// subvolume or what the store is a bind mount of is there instead: what both
+/// have is the branch's own name and that of the directory of branches.
+pub(super) fn is_of(branch: &Path, root: &Path) -> bool {
+    let root = root.strip_prefix("/").unwrap_or(root);
+    let name = |path: &Path| path.file_name().map(ToOwned::to_owned);
+    let parent = |path: &Path| path.parent().and_then(name);
+    // A whole filesystem is no branch, and any path ends with nothing.
+    name(root).is_some()
+        && (branch.ends_with(root) || name(root) == name(branch) && parent(root) == parent(branch))
+}
+
 /// Whether `at` shows the branch itself, or with `inside` a directory of the
 /// same filesystem.
 pub(super) fn verify(
     host: &dyn Host,
     plan: &MountPlan,
-    at: &std::path::Path,
+    at: &Path,
     inside: bool,
 ) -> Result<(), VerifyError> {
-    let place = |path: &std::path::Path| {
+    let place = |path: &Path| {
         host.place(path).map_err(|source| VerifyError::Inspect {
             path: path.to_path_buf(),
             source,
@@ -105,6 +119,29 @@ mod tests {
                 MountStep::Release { at: staging() },
             ]
         );
+    }
+
+    #[test]
+    fn a_branch_is_recognised_from_the_root_of_its_filesystem() {
+        let branch = Path::new("/var/lib/aufs-csi/diff/00ff");
+        for (root, is, why) in [
+            (
+                "/var/lib/aufs-csi/diff/00ff",
+                true,
+                "on the root filesystem",
+            ),
+            ("/aufs-csi/diff/00ff", true, "/var/lib is a filesystem"),
+            ("/diff/00ff", true, "the store is one"),
+            ("/00ff", true, "its branches are"),
+            ("/@/var/lib/aufs-csi/diff/00ff", true, "in a subvolume"),
+            ("/disk/store/diff/00ff", true, "the store is a bind mount"),
+            ("/", false, "a filesystem as a whole"),
+            ("/var/lib/aufs-csi/diff/00fe", false, "another branch"),
+            ("/var/lib/aufs-csi/diff", false, "all branches"),
+            ("/home/00ff", false, "not in a directory of branches"),
+        ] {
+            assert_eq!(is_of(branch, Path::new(root)), is, "{root}: {why}");
+        }
     }
 
     #[test]

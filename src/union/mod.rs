@@ -33,7 +33,7 @@ pub mod probe;
 mod release;
 
 pub use execute::{MountError, Mounted, VerifyError, execute, mount, verify};
-pub use release::{UnmountError, union_at, unmount, unmount_union};
+pub use release::{UnmountError, detach, union_at, unmount, unmount_top, unmount_union};
 
 /// Longest option value that `fsconfig(2)` takes, in bytes.
 const FSCONFIG_VALUE_MAX: usize = 255;
@@ -331,17 +331,16 @@ impl MountPlan {
         match self.backend {
             Backend::Aufs => is("aufs") && aufs::is_of(self, aufs_id, entry),
             Backend::Overlay => is("overlay") && overlay::is_of(self, entry),
-            // What is shown is a directory of another filesystem, named from
-            // that one's own root.
-            Backend::Bind => self.branches.first().is_some_and(|branch| {
-                let root = entry.root.strip_prefix("/").unwrap_or(&entry.root);
-                let inside = self.sub_path.is_some();
-                branch.ends_with(root)
-                    || inside
-                        && root
-                            .ancestors()
-                            .any(|above| above != Path::new("") && branch.ends_with(above))
-            }),
+            Backend::Bind => self
+                .branches
+                .first()
+                .is_some_and(|branch| match self.sub_path {
+                    Some(_) => entry
+                        .root
+                        .ancestors()
+                        .any(|above| bind::is_of(branch, above)),
+                    None => bind::is_of(branch, &entry.root),
+                }),
         }
     }
 

@@ -120,6 +120,17 @@ pub fn unmount(
     unmount_union(host, paths, None, patience)
 }
 
+/// As [`unmount`], but takes down only the topmost mount at `path`.
+pub fn unmount_top(host: &dyn Host, path: &Path, patience: Duration) -> Result<(), UnmountError> {
+    let mut patience = Patience::new(patience);
+    let union = union_at(host, path);
+    take_down_one(host, path, &mut patience)?;
+    match union {
+        Some(id) => await_end(host, path, &id, &mut patience),
+        None => Ok(()),
+    }
+}
+
 /// As [`unmount`], of a union of AUFS whose id is known: it is waited for also
 /// where none of its mounts can be seen from here, because an earlier attempt
 /// took them down and others live in another mount namespace.
@@ -169,11 +180,7 @@ fn is_anothers(host: &dyn Host, id: &str, target: &Path) -> Result<bool, Unmount
 }
 
 /// As [`unmount`], but leaves alone what still lives elsewhere.
-pub(super) fn detach(
-    host: &dyn Host,
-    target: &Path,
-    patience: Duration,
-) -> Result<usize, UnmountError> {
+pub fn detach(host: &dyn Host, target: &Path, patience: Duration) -> Result<usize, UnmountError> {
     take_down(host, target, &mut Patience::new(patience), None)
 }
 
@@ -243,12 +250,11 @@ fn take_down_one(
         };
         match source.kind() {
             io::ErrorKind::NotFound => return Ok(false),
-            // EINVAL: not a mount point. Somebody else was faster, or the path
-            // answered with an error without being one; unless it still is a
-            // mount, which then may not be unmounted from here.
-            io::ErrorKind::InvalidInput
-                if !host.place(target).is_ok_and(|place| place.mount_root) =>
-            {
+            // EINVAL: not a mount point, for somebody else was faster; unless it
+            // still is a mount, which then may not be unmounted from here. Where
+            // the path does not answer, the mount is not taken for gone: what is
+            // beneath it would be deleted.
+            io::ErrorKind::InvalidInput if !is_mounted(host, target) => {
                 return Ok(false);
             }
             io::ErrorKind::ResourceBusy => {

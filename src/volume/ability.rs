@@ -1,6 +1,6 @@
 //! What the node can do, found out once a boot.
 
-use super::{VolumeError, Volumes};
+use super::{VolumeError, Volumes, canonical};
 use crate::layer::store::{StoreError, read_json, write_json};
 use crate::union::Backend;
 use crate::union::probe::{self, Probe, ProbeOptions, UnionRequest};
@@ -114,7 +114,7 @@ impl Volumes {
             .mount_table()
             .map_err(StoreError::io("read", Path::new("the mount table")))
             .map_err(VolumeError::Store)?;
-        let pods = kubelet_root.join("pods");
+        let pods = canonical(kubelet_root)?.join("pods");
         let holding = table
             .iter()
             .filter(|entry| pods.starts_with(&entry.mount_point))

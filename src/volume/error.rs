@@ -87,6 +87,22 @@ pub enum VolumeError {
         /// Why not.
         source: Box<VolumeError>,
     },
+    /// What there was before cannot be looked at, so the volume may be there.
+    #[error("what there is of volume {volume_id} cannot be found out")]
+    Unclear {
+        /// Its id.
+        volume_id: String,
+        /// Why not.
+        source: Box<VolumeError>,
+    },
+    /// What an interrupted publish or unpublish left is still there.
+    #[error("what is left of an earlier volume {volume_id} cannot be taken down yet")]
+    NotCleared {
+        /// Its id.
+        volume_id: String,
+        /// Why not.
+        source: Box<VolumeError>,
+    },
     /// A path cannot be used.
     #[error("cannot use {target}", target = target.display())]
     Target {
@@ -264,9 +280,11 @@ impl VolumeError {
             | VolumeError::Covered { .. }
             | VolumeError::Ended { .. } => ErrorKind::Aborted,
             VolumeError::NoSuchVolume { .. } | VolumeError::NotThere { .. } => ErrorKind::NotFound,
-            // What the pod wrote is still there, so that kubelet must not forget
-            // the volume: none of the final codes will do.
-            VolumeError::NotReturned { source, .. } => match source.kind() {
+            // Something of the volume is or may be there, be it what the pod wrote,
+            // so that kubelet must not forget it: none of the final codes will do.
+            VolumeError::NotReturned { source, .. }
+            | VolumeError::Unclear { source, .. }
+            | VolumeError::NotCleared { source, .. } => match source.kind() {
                 kind @ (ErrorKind::ResourceExhausted | ErrorKind::Aborted) => kind,
                 _ => ErrorKind::Unavailable,
             },

@@ -2,6 +2,8 @@
 //! uses the store.
 
 use super::record;
+use crate::chain::Chain;
+use crate::layer::steps;
 use crate::layer::store::{StoreError, remove_directory};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::fs::File;
@@ -50,6 +52,7 @@ impl VolumeLock {
 
     /// Releases the lock of a volume that is gone, and removes its file.
     pub fn remove(self) -> Result<(), StoreError> {
+        steps::before("remove a volume's lock");
         let result = std::fs::remove_file(&self.path).map_err(StoreError::io("remove", &self.path));
         drop(self.file);
         result
@@ -57,6 +60,7 @@ impl VolumeLock {
 }
 
 fn open(path: &Path) -> io::Result<File> {
+    steps::before("make a volume's lock");
     let fd = rustix::fs::open(
         path,
         OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW,
@@ -79,8 +83,15 @@ pub(super) fn remove_idle(volumes: &Path) -> Result<(), StoreError> {
         if let Some(lock) = VolumeLock::try_take(&dir)? {
             // Somebody may have written it, and gone, before it was locked.
             if !record::exists(&dir) {
-                remove_directory(&dir)?;
-                lock.remove()?;
+                match remove_directory(&dir) {
+                    Ok(()) => lock.remove()?,
+                    // One that something is mounted in, most likely: recovery
+                    // takes that down, but only if the store can be opened.
+                    Err(error) => tracing::warn!(
+                        error = %Chain(&error),
+                        "what a killed process left of a volume stays"
+                    ),
+                }
             }
         }
     }

@@ -41,6 +41,7 @@ use crate::host::Host;
 use crate::image::platform::{Platform, PlatformChoice};
 use crate::image::reference::Source;
 use crate::layer::seal::Format;
+use crate::layer::steps;
 use crate::layer::store::{Store, StoreError, remove_directory};
 use crate::layer::tree::Ownership;
 use crate::stage::{Progress, StageOptions, StagedImage, Stager};
@@ -283,6 +284,12 @@ impl Volumes {
 
     fn read_record(&self, dir: &Path, target: &Path) -> Result<Option<VolumeRecord>, VolumeError> {
         let record = match record::read(dir) {
+            Err(StoreError::Damaged { .. }) if record::is_newer(dir) => {
+                let name = dir.file_name().unwrap_or_default();
+                return Err(VolumeError::NewerRecord {
+                    volume_id: name.to_string_lossy().into_owned(),
+                });
+            }
             // Cut short by a power loss, after which nothing is mounted.
             Err(StoreError::Damaged { .. }) if !self.is_mount(target)? => None,
             other => other.map_err(VolumeError::Store)?,
@@ -345,6 +352,7 @@ fn canonical(path: &Path) -> Result<PathBuf, VolumeError> {
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), VolumeError> {
+    steps::before("make a directory of a volume");
     match fs::DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(VolumeError::Store(StoreError::io("create", path)(error)))
@@ -352,3 +360,6 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), VolumeError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

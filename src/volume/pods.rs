@@ -28,6 +28,13 @@ pub fn directory_of(kubelet_root: &Path, target: &Path) -> io::Result<PodDirecto
         return Ok(PodDirectory::Present);
     };
     if !directory.try_exists()? {
+        if is_kubelets(kubelet_root, target) && !kubelet_root.join("pods").try_exists()? {
+            // Its disk is not mounted yet, and then every pod seems to be gone.
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "kubelet's directory of pods is not there",
+            ));
+        }
         return Ok(PodDirectory::Gone);
     }
     if !is_kubelets(kubelet_root, target) || directory.join(VOLUME_DATA).try_exists()? {
@@ -94,6 +101,9 @@ mod tests {
         let volume = root.join("pods/u/volumes/kubernetes.io~csi/v");
         let target = volume.join("mount");
         let found = || directory_of(root, &target).unwrap();
+        // Without kubelet's own directory nothing is known.
+        assert!(directory_of(root, &target).is_err());
+        fs::create_dir(root.join("pods")).unwrap();
         assert_eq!(found(), PodDirectory::Gone);
         fs::create_dir_all(&volume).unwrap();
         assert_eq!(found(), PodDirectory::Forgotten);

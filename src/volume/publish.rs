@@ -1,12 +1,13 @@
 //! From a request to a mount; and, for a volume that was mounted before, to the
 //! same mount again.
 
-use super::record::{self, RECORD_VERSION, VolumeRecord, VolumeState};
+use super::record::{self, Owner, RECORD_VERSION, VolumeRecord, VolumeState};
 use super::unpublish::Target;
 use super::{
     PublishRequest, Published, VolumeError, Volumes, canonical, lock::VolumeLock, make_dir,
 };
 use crate::layer::index::Attrs;
+use crate::layer::steps;
 use crate::layer::store::{BranchId, SealedForm, SharedLock, StoreError};
 use crate::layer::unpack::finish_directories;
 use crate::layer::upper;
@@ -18,6 +19,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a staging path may be busy on which a killed process has left a
+/// second mount of a volume: nobody knows it.
+const COMPLETE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What there is of a volume before it is published.
 enum Before {
@@ -49,16 +55,19 @@ impl Volumes {
         attributes: &std::collections::BTreeMap<String, String>,
     ) -> Result<bool, VolumeError> {
         let dir = record::directory(&self.store, volume_id);
-        let Some(record) = self.read_record(&dir, target)? else {
-            return Ok(false);
+        let look = || {
+            let Some(record) = self.read_record(&dir, target)? else {
+                return Ok(false);
+            };
+            Ok(record.state == VolumeState::Mounted
+                && record.boot == self.store.boot()
+                && record.target == canonical(target)?
+                && record.read_only == read_only
+                && record.mount_group == mount_group
+                && record.attributes == *attributes
+                && self.shows(&record)?)
         };
-        Ok(record.state == VolumeState::Mounted
-            && record.boot == self.store.boot()
-            && record.target == canonical(target)?
-            && record.read_only == read_only
-            && record.mount_group == mount_group
-            && record.attributes == *attributes
-            && self.shows(&record)?)
+        look().map_err(unclear(volume_id))
     }
 
     /// Whether the topmost mount at the volume's target is the volume's own.
@@ -84,8 +93,11 @@ impl Volumes {
     ) -> Result<Published, VolumeError> {
         let dir = record::directory(&self.store, &request.volume_id);
         let lock = VolumeLock::take(&dir).map_err(VolumeError::Store)?;
-        let result = canonical(&request.target)
-            .and_then(|target| self.publish_locked(request, &dir, target, progress));
+        let target = canonical(&request.target).map_err(|error| match dir.exists() {
+            true => unclear(&request.volume_id)(error),
+            false => error,
+        });
+        let result = target.and_then(|target| self.publish_locked(request, &dir, target, progress));
         if result.is_err() && !dir.exists() {
             // Nothing is left of the volume, so neither is its lock file.
             lock.remove().map_err(VolumeError::Store)?;
@@ -121,14 +133,17 @@ impl Volumes {
         request: &PublishRequest,
         target: &Path,
     ) -> Result<Before, VolumeError> {
-        let Some(mut record) = self.read_record(dir, target)? else {
+        let volume_id = &request.volume_id;
+        let record = self.read_record(dir, target).map_err(unclear(volume_id))?;
+        let Some(mut record) = record else {
             // Whoever was killed before it wrote a record left no more than this.
-            self.remove_dir_tree(dir)?;
+            self.remove_dir_tree(dir).map_err(not_cleared(volume_id))?;
             return Ok(Before::Nothing);
         };
         if matches!(record.state, VolumeState::Intended | VolumeState::Leaving) {
             // Nobody was told that this one was there, or it is to go.
-            self.take_down(dir, &record, Target::Own)?;
+            self.take_down(dir, &record, Target::Own)
+                .map_err(not_cleared(volume_id))?;
             return Ok(Before::Nothing);
         }
         if record.target != target {
@@ -145,14 +160,31 @@ impl Volumes {
                 volume_id: request.volume_id.clone(),
             });
         }
-        if record.boot != self.store.boot() || !self.shows(&record)? {
+        let is_this_boot = record.boot == self.store.boot();
+        if !is_this_boot || !self.shows(&record).map_err(unclear(volume_id))? {
             return Ok(Before::Unmounted(Box::new(record)));
         }
         if record.state == VolumeState::Returning {
-            record.state = VolumeState::Mounted;
-            record::write(dir, &record).map_err(VolumeError::Store)?;
+            self.complete(dir, &mut record)
+                .map_err(not_returned(volume_id))?;
         }
         Ok(Before::Mounted(Box::new(record)))
+    }
+
+    /// Ends what a process did not that mounted a volume again: only what comes
+    /// after the mount at the target is left to be done.
+    pub(super) fn complete(
+        &self,
+        dir: &Path,
+        record: &mut VolumeRecord,
+    ) -> Result<(), VolumeError> {
+        let host = self.host.as_ref();
+        record.aufs_id = union::union_at(host, &record.target);
+        union::detach(host, &record.plan.staging, COMPLETE_PATIENCE)
+            .map_err(VolumeError::Unmount)?;
+        self.remove_dir_tree(&record.plan.staging)?;
+        record.state = VolumeState::Mounted;
+        record::write(dir, record).map_err(VolumeError::Store)
     }
 
     fn mount_anew(
@@ -245,10 +277,7 @@ impl Volumes {
         progress: &dyn Progress,
     ) -> Result<Published, VolumeError> {
         let volume_id = record.volume_id.clone();
-        let kept = |source| VolumeError::NotReturned {
-            volume_id: volume_id.clone(),
-            source: Box::new(source),
-        };
+        let kept = |source| not_returned(&volume_id)(source);
         let shared = self
             .store
             .lock_shared()
@@ -382,11 +411,18 @@ impl Volumes {
     /// two unions on one writable layer destroy each other's work, and AUFS would
     /// make them.
     fn is_unused(&self, record: &VolumeRecord) -> Result<(), VolumeError> {
+        // The plugin's mounts are made to be seen everywhere, and the number of a
+        // namespace is soon another one's: a pod would wait for a stranger.
+        if record.owner == Owner::Command && self.is_elsewhere(record) {
+            return Err(VolumeError::OtherNamespace {
+                volume_id: record.volume_id.clone(),
+            });
+        }
         union::unmount_union(
             self.host.as_ref(),
             &[&record.plan.staging],
             record.aufs_id.as_deref(),
-            std::time::Duration::ZERO,
+            Duration::ZERO,
         )
         .map(drop)
         .map_err(VolumeError::Unmount)
@@ -423,6 +459,7 @@ impl Volumes {
         root: Option<&Attrs>,
     ) -> Result<(), VolumeError> {
         if record.target_created {
+            steps::before("make the target");
             match fs::DirBuilder::new().mode(0o750).create(&record.target) {
                 Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(VolumeError::Target {
@@ -445,6 +482,7 @@ impl Volumes {
             // seconds; AUFS asks the branch at each stat.
             self.finish_root(record, &writable.upper, root)?;
         }
+        steps::before("remove the staging directory");
         fs::remove_dir(dir.join("staging"))
             .map_err(StoreError::io("remove", &dir.join("staging")))
             .map_err(VolumeError::Store)?;
@@ -459,6 +497,7 @@ impl Volumes {
         path: &Path,
         root: &Attrs,
     ) -> Result<(), VolumeError> {
+        steps::before("give the root its metadata");
         let fd = fs::File::open(path)
             .map_err(StoreError::io("open", path))
             .map_err(VolumeError::Store)?;
@@ -517,6 +556,30 @@ impl Volumes {
             .map_err(StoreError::io("create", &base))
             .map_err(VolumeError::Store)?;
         Ok(base.join(dir.file_name().unwrap_or_default()))
+    }
+}
+
+/// For `map_err` of a look at what there is of a volume.
+fn unclear(volume_id: &str) -> impl FnOnce(VolumeError) -> VolumeError {
+    |source| VolumeError::Unclear {
+        volume_id: volume_id.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+/// For `map_err` of taking down what an earlier process left.
+fn not_cleared(volume_id: &str) -> impl FnOnce(VolumeError) -> VolumeError {
+    |source| VolumeError::NotCleared {
+        volume_id: volume_id.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+/// For `map_err` of mounting again what was mounted before.
+fn not_returned(volume_id: &str) -> impl FnOnce(VolumeError) -> VolumeError {
+    |source| VolumeError::NotReturned {
+        volume_id: volume_id.to_owned(),
+        source: Box::new(source),
     }
 }
 

@@ -127,6 +127,18 @@ pub(super) fn exists(dir: &Path) -> bool {
     !matches!(dir.join("record.json").try_exists(), Ok(false))
 }
 
+/// Whether a record that cannot be read is just one of a newer version.
+pub(super) fn is_newer(dir: &Path) -> bool {
+    #[derive(Deserialize)]
+    struct OnlyVersion {
+        version: u32,
+    }
+    read_json(&dir.join("record.json"))
+        .ok()
+        .flatten()
+        .is_some_and(|record: OnlyVersion| record.version > RECORD_VERSION)
+}
+
 /// Writes or replaces a volume's record.
 pub fn write(dir: &Path, record: &VolumeRecord) -> Result<(), StoreError> {
     write_json(&dir.join("record.json"), record, false)

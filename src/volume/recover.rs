@@ -1,10 +1,11 @@
 //! What has to be put right: records × mount table → repairs. Pure; `upkeep`
 //! looks, and does what comes out.
 //!
-//! Only volumes of the plugin are looked at. A person's are theirs.
+//! Only volumes of the plugin are looked at. A person's are theirs, and one that
+//! a newer version of this program made is that one's.
 
 use super::pods::{self, PodDirectory};
-use super::record::{Owner, VolumeRecord, VolumeState};
+use super::record::{Owner, RECORD_VERSION, VolumeRecord, VolumeState};
 use crate::host::MountEntry;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,8 @@ pub struct Node<'a> {
     pub kubelet_root: &'a Path,
     /// The store's directory of volumes.
     pub volumes_dir: &'a Path,
+    /// Directories of volumes that have a record which cannot be read.
+    pub unreadable: &'a [PathBuf],
 }
 
 /// Something that has to be put right.
@@ -46,8 +49,8 @@ pub enum Repair {
         /// Its directory in the store.
         dir: PathBuf,
     },
-    /// The volume is not mounted and its pod still has it: kubelet will ask for
-    /// it again, and gets it with the writable layer that it has.
+    /// The volume is not mounted and its pod may still have it: kubelet will ask
+    /// for it again, and gets it with the writable layer that it has.
     Await {
         /// Its directory in the store.
         dir: PathBuf,
@@ -97,17 +100,24 @@ impl Repair {
 
 /// What has to be put right when the plugin starts. What is mounted is never in
 /// it, however little kubelet knows of it: whether it is in use has to be looked
-/// at, and for longer than once.
+/// at, and for longer than once. The table is read before the records are, for a
+/// volume is recorded before it is mounted: one that somebody mounts meanwhile is
+/// then no orphan.
 #[must_use]
 pub fn repairs(found: &[Found], table: &[MountEntry], node: &Node<'_>) -> Vec<Repair> {
     let of_volumes = found
         .iter()
-        .filter(|found| found.record.owner == Owner::Plugin)
+        .filter(|found| is_ours(&found.record))
         .filter_map(|found| {
             let is_mounted = is_mounted(&found.record, table);
             repair(found, is_mounted, node)
         });
     of_volumes.chain(orphans(found, table, node)).collect()
+}
+
+/// Whether a volume is to be put right and cleared away by this program.
+pub(super) fn is_ours(record: &VolumeRecord) -> bool {
+    record.owner == Owner::Plugin && record.version <= RECORD_VERSION
 }
 
 /// What has to be put right with one volume.
@@ -126,8 +136,11 @@ fn repair(found: &Found, is_mounted: bool, node: &Node<'_>) -> Option<Repair> {
         VolumeState::Mounted if is_this_boot && is_mounted => None,
         VolumeState::Returning if is_this_boot && is_mounted => Some(Repair::Adopt { dir }),
         VolumeState::Mounted | VolumeState::Returning => match found.pod {
-            PodDirectory::Present => Some(Repair::Await { dir }),
-            PodDirectory::Forgotten | PodDirectory::Gone => take_down(Reason::Forgotten),
+            // kubelet writes its file anew when it comes back to a pod, and a
+            // power loss may have taken the old one. If it does not, the reaper
+            // will see that.
+            PodDirectory::Present | PodDirectory::Forgotten => Some(Repair::Await { dir }),
+            PodDirectory::Gone => take_down(Reason::Forgotten),
         },
     }
 }
@@ -146,6 +159,7 @@ fn orphans(found: &[Found], table: &[MountEntry], node: &Node<'_>) -> Vec<Repair
         found
             .iter()
             .any(|found| path.starts_with(&found.dir) || path == found.record.target)
+            || node.unreadable.iter().any(|dir| path.starts_with(dir))
     };
     let volume_of = |path: &Path| path.starts_with(node.volumes_dir);
     let is_orphan = |entry: &&MountEntry| {
@@ -178,3 +192,6 @@ fn orphans(found: &[Found], table: &[MountEntry], node: &Node<'_>) -> Vec<Repair
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

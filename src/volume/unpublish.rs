@@ -2,6 +2,7 @@
 
 use super::record::{self, Owner, VolumeRecord, VolumeState};
 use super::{UnpublishRequest, VolumeError, Volumes, canonical, lock::VolumeLock};
+use crate::layer::steps;
 use crate::layer::store::StoreError;
 use crate::union::{self, Backend, UnmountError};
 use std::fs;
@@ -155,12 +156,7 @@ impl Volumes {
                         target: record.target.clone(),
                     });
                 }
-                let is_elsewhere = record.mount_namespace != self.namespace
-                    && self
-                        .host
-                        .is_namespace_alive(&self.options.host_proc, record.mount_namespace)
-                        .unwrap_or(true);
-                if is_elsewhere {
+                if self.is_elsewhere(record) {
                     return Err(VolumeError::OtherNamespace {
                         volume_id: record.volume_id.clone(),
                     });
@@ -168,6 +164,16 @@ impl Volumes {
                 Ok(false)
             }
         }
+    }
+
+    /// Whether the volume was mounted in another mount namespace, in which
+    /// processes still run. What cannot be found out counts as yes.
+    pub(super) fn is_elsewhere(&self, record: &VolumeRecord) -> bool {
+        record.mount_namespace != self.namespace
+            && self
+                .host
+                .is_namespace_alive(&self.options.host_proc, record.mount_namespace)
+                .unwrap_or(true)
     }
 
     /// Says in the record that the volume goes, and which union of AUFS it is,
@@ -250,6 +256,7 @@ impl Volumes {
 /// Removes a directory that was made for a volume. Never more than the empty
 /// directory: what is in it is not ours.
 fn remove_target(target: &Path) -> Result<(), VolumeError> {
+    steps::before("remove the target");
     match fs::remove_dir(target) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(VolumeError::Target {
             target: target.to_owned(),

@@ -1,12 +1,14 @@
 //! Putting right what crashes, reboots and a forgetful kubelet leave: at the
 //! start all at once, and then from time to time.
 
+use super::lock::{self, VolumeLock};
 use super::pods::{self, PodDirectory};
-use super::record::{self, Owner, VolumeRecord, VolumeState};
+use super::record::{self, VolumeRecord, VolumeState};
 use super::recover::{self, Found, Node, Reason, Repair};
 use super::unpublish::Target;
-use super::{VolumeError, Volumes, lock::VolumeLock};
+use super::{VolumeError, Volumes, canonical};
 use crate::chain::Chain;
+use crate::host::MountEntry;
 use crate::layer::store::StoreError;
 use crate::union;
 use std::collections::HashMap;
@@ -46,30 +48,55 @@ impl Volumes {
     /// for a volume; what cannot be put right is logged and tried again later.
     pub fn recover(&self, kubelet_root: &Path) -> Result<Upkeep, VolumeError> {
         let mut upkeep = Upkeep::default();
+        // Targets are recorded, and mounts listed, by paths without links.
+        let kubelet_root = &canonical(kubelet_root)?;
         self.forget_damaged(&mut upkeep)?;
-        let found = self.found(kubelet_root)?;
         let table = self.table()?;
+        let repairs = self.repairs(&table, kubelet_root)?;
+        for repair in &repairs {
+            tracing::info!(repair = repair.kind(), what = ?repair, "putting right what was left");
+            self.apply(repair, kubelet_root, &mut upkeep);
+        }
+        if repairs
+            .iter()
+            .any(|repair| matches!(repair, Repair::Unmount { .. }))
+        {
+            // Directories in which something was mounted when the store was opened.
+            lock::remove_idle(&self.store.volumes_dir()).map_err(VolumeError::Store)?;
+        }
+        Ok(upkeep)
+    }
+
+    /// What has to be put right, by the records and a mount table that was read
+    /// before.
+    fn repairs(
+        &self,
+        table: &[MountEntry],
+        kubelet_root: &Path,
+    ) -> Result<Vec<Repair>, VolumeError> {
+        let found = self.found(kubelet_root)?;
+        let mut unreadable = record::directories(&self.store).map_err(VolumeError::Store)?;
+        unreadable
+            .retain(|dir| record::exists(dir) && !found.iter().any(|found| found.dir == *dir));
         let node = Node {
             boot: self.store.boot(),
             kubelet_root,
             volumes_dir: &self.store.volumes_dir(),
+            unreadable: &unreadable,
         };
-        for repair in recover::repairs(&found, &table, &node) {
-            tracing::info!(repair = repair.kind(), what = ?repair, "putting right what was left");
-            self.apply(&repair, &mut upkeep);
-        }
-        Ok(upkeep)
+        Ok(recover::repairs(&found, table, &node))
     }
 
     /// Takes away volumes that kubelet has forgotten and nobody uses, and mounts
     /// of ours that nothing knows; and finishes what could not be finished.
     pub fn reap(&self, kubelet_root: &Path, doubt: Duration) -> Result<Upkeep, VolumeError> {
         let mut upkeep = Upkeep::default();
+        let kubelet_root = &canonical(kubelet_root)?;
         let found = self.found(kubelet_root)?;
         let forgotten = self.forgotten(&found, doubt);
         for found in &found {
             let is_leaving =
-                found.record.state == VolumeState::Leaving && found.record.owner == Owner::Plugin;
+                found.record.state == VolumeState::Leaving && recover::is_ours(&found.record);
             if !is_leaving && !forgotten.contains(&found.dir) {
                 continue;
             }
@@ -78,7 +105,7 @@ impl Volumes {
                 false => Reason::Forgotten,
             };
             let dir = found.dir.clone();
-            self.apply(&Repair::TakeDown { dir, why }, &mut upkeep);
+            self.apply(&Repair::TakeDown { dir, why }, kubelet_root, &mut upkeep);
         }
         Ok(upkeep)
     }
@@ -104,9 +131,8 @@ impl Volumes {
     /// `doubt`.
     fn forgotten(&self, found: &[Found], doubt: Duration) -> Vec<PathBuf> {
         let mut doubts = self.doubts.lock();
-        let doubtful = |found: &&Found| {
-            found.record.owner == Owner::Plugin && found.pod != PodDirectory::Present
-        };
+        let doubtful =
+            |found: &&Found| recover::is_ours(&found.record) && found.pod != PodDirectory::Present;
         let now = Instant::now();
         let before = std::mem::take(&mut *doubts);
         for found in found.iter().filter(doubtful) {
@@ -120,13 +146,13 @@ impl Volumes {
             .collect()
     }
 
-    fn apply(&self, repair: &Repair, upkeep: &mut Upkeep) {
+    fn apply(&self, repair: &Repair, kubelet_root: &Path, upkeep: &mut Upkeep) {
         let result = match repair {
-            Repair::TakeDown { dir, why } => self.take_away(dir, *why),
+            Repair::TakeDown { dir, why } => self.take_away(dir, *why, kubelet_root),
             Repair::Adopt { dir } => self.adopt(dir),
             // Nothing is to be done but to keep it.
             Repair::Await { .. } => Ok(Outcome::Done),
-            Repair::Unmount { at } => self.unmount_orphan(at),
+            Repair::Unmount { at } => self.unmount_orphan(at, repair, kubelet_root),
         };
         match result {
             Ok(Outcome::Done) => upkeep.done.push(repair.kind()),
@@ -145,14 +171,32 @@ impl Volumes {
     }
 
     /// Takes a volume down, unless somebody works on it or still uses it.
-    fn take_away(&self, dir: &Path, why: Reason) -> Result<Outcome, VolumeError> {
+    fn take_away(
+        &self,
+        dir: &Path,
+        why: Reason,
+        kubelet_root: &Path,
+    ) -> Result<Outcome, VolumeError> {
         let Some(lock) = VolumeLock::try_take(dir).map_err(VolumeError::Store)? else {
             return Ok(Outcome::Left);
         };
-        // It may have become another one before it was locked.
         let Some(record) = record::read(dir).map_err(VolumeError::Store)? else {
+            if !dir.exists() {
+                // To lock it has made the file of a volume that is gone.
+                lock.remove().map_err(VolumeError::Store)?;
+            }
             return Ok(Outcome::Left);
         };
+        // It may have become another one before it was locked: another process
+        // may have mounted it to the end, or kubelet may want it again.
+        let is_still = match why {
+            Reason::Interrupted => record.state == VolumeState::Intended,
+            Reason::Leaving => record.state == VolumeState::Leaving,
+            Reason::Forgotten => pod_of(&record, kubelet_root) != PodDirectory::Present,
+        };
+        if !is_still || !recover::is_ours(&record) {
+            return Ok(Outcome::Left);
+        }
         if why == Reason::Forgotten && self.is_in_use(&record)? {
             return Ok(Outcome::InUse);
         }
@@ -205,14 +249,29 @@ impl Volumes {
         if record.state != VolumeState::Returning || !self.shows(&record)? {
             return Ok(Outcome::Left);
         }
-        record.state = VolumeState::Mounted;
-        record.aufs_id = union::union_at(self.host.as_ref(), &record.target);
-        record::write(dir, &record).map_err(VolumeError::Store)?;
+        self.complete(dir, &mut record)?;
         Ok(Outcome::Done)
     }
 
-    fn unmount_orphan(&self, at: &Path) -> Result<Outcome, VolumeError> {
-        union::unmount(self.host.as_ref(), &[at], PATIENCE).map_err(VolumeError::Unmount)?;
+    /// Only the mount itself: what is stacked there beneath it may be another's,
+    /// and so may by now be what is on top.
+    fn unmount_orphan(
+        &self,
+        at: &Path,
+        repair: &Repair,
+        kubelet_root: &Path,
+    ) -> Result<Outcome, VolumeError> {
+        let top = self
+            .host
+            .mount_at(at)
+            .map_err(|source| VolumeError::Target {
+                target: at.to_owned(),
+                source,
+            })?;
+        if !self.repairs(top.as_slice(), kubelet_root)?.contains(repair) {
+            return Ok(Outcome::Left);
+        }
+        union::unmount_top(self.host.as_ref(), at, PATIENCE).map_err(VolumeError::Unmount)?;
         Ok(Outcome::Done)
     }
 
@@ -225,6 +284,10 @@ impl Volumes {
             let Err(error @ StoreError::Damaged { .. }) = record::read(&dir) else {
                 continue;
             };
+            if record::is_newer(&dir) {
+                tracing::warn!(error = %Chain(&error), "a newer version's volume is left alone");
+                continue;
+            }
             let in_dir = |path: &[u8]| {
                 std::str::from_utf8(path).is_ok_and(|path| Path::new(path).starts_with(&dir))
             };
@@ -250,22 +313,27 @@ impl Volumes {
     fn found(&self, kubelet_root: &Path) -> Result<Vec<Found>, VolumeError> {
         let mut found = Vec::new();
         for (dir, record) in record::all(&self.store).map_err(VolumeError::Store)? {
-            let pod = pods::directory_of(kubelet_root, &record.target).unwrap_or_else(|error| {
-                // What cannot be looked at is not taken for gone.
-                tracing::warn!(volume.id = record.volume_id, %error, "cannot look for its pod");
-                PodDirectory::Present
-            });
+            let pod = pod_of(&record, kubelet_root);
             found.push(Found { dir, record, pod });
         }
         Ok(found)
     }
 
-    fn table(&self) -> Result<Vec<crate::host::MountEntry>, VolumeError> {
+    fn table(&self) -> Result<Vec<MountEntry>, VolumeError> {
         self.host
             .mount_table()
             .map_err(StoreError::io("read", Path::new("the mount table")))
             .map_err(VolumeError::Store)
     }
+}
+
+/// What kubelet has of a volume.
+fn pod_of(record: &VolumeRecord, kubelet_root: &Path) -> PodDirectory {
+    pods::directory_of(kubelet_root, &record.target).unwrap_or_else(|error| {
+        // What cannot be looked at is not taken for gone.
+        tracing::warn!(volume.id = record.volume_id, %error, "cannot look for its pod");
+        PodDirectory::Present
+    })
 }
 
 /// What came of a repair.

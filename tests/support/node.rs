@@ -56,7 +56,8 @@ impl TestNode {
         Volumes::open(Self::options(dir), Arc::new(LinuxHost)).unwrap()
     }
 
-    fn options(dir: &Path) -> VolumeOptions {
+    /// Where things are of the node in a directory.
+    pub fn options(dir: &Path) -> VolumeOptions {
         VolumeOptions {
             root: dir.join("store"),
             run_dir: run_dir(dir),

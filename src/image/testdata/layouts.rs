@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 
 /// A layout in memory.
 #[derive(Debug, Default)]
-pub(in crate::image) struct LayoutBuilder {
-    pub(in crate::image) files: BTreeMap<String, Vec<u8>>,
-    pub(in crate::image) index: Vec<Value>,
+pub(crate) struct LayoutBuilder {
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    pub(crate) index: Vec<Value>,
 }
 
 impl LayoutBuilder {
     /// Adds a blob and gives its descriptor.
-    pub(in crate::image) fn blob(&mut self, media_type: &str, bytes: &[u8]) -> Value {
+    pub(crate) fn blob(&mut self, media_type: &str, bytes: &[u8]) -> Value {
         let digest = Digest::of(bytes);
         let name = format!("blobs/sha256/{}", digest.hex());
         self.files.insert(name, bytes.to_vec());
@@ -21,12 +21,7 @@ impl LayoutBuilder {
     }
 
     /// Adds an image with uncompressed layers and gives its manifest's descriptor.
-    pub(in crate::image) fn image(
-        &mut self,
-        os: &str,
-        architecture: &str,
-        layers: &[&[u8]],
-    ) -> Value {
+    pub(crate) fn image(&mut self, os: &str, architecture: &str, layers: &[&[u8]]) -> Value {
         let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
         let config = json!({
             "os": os,
@@ -55,7 +50,7 @@ impl LayoutBuilder {
     }
 
     /// Adds an index and gives its descriptor.
-    pub(in crate::image) fn nested(&mut self, manifests: &[Value]) -> Value {
+    pub(crate) fn nested(&mut self, manifests: &[Value]) -> Value {
         let index = json!({"schemaVersion": 2, "manifests": manifests});
         self.blob(
             "application/vnd.oci.image.index.v1+json",
@@ -64,7 +59,7 @@ impl LayoutBuilder {
     }
 
     /// All files, with `oci-layout` and `index.json`.
-    pub(in crate::image) fn finish(mut self) -> BTreeMap<String, Vec<u8>> {
+    pub(crate) fn finish(mut self) -> BTreeMap<String, Vec<u8>> {
         let index = json!({"schemaVersion": 2, "manifests": self.index});
         self.files
             .insert("index.json".to_owned(), index.to_string().into_bytes());
@@ -77,13 +72,13 @@ impl LayoutBuilder {
 }
 
 /// Adds a field to a JSON object.
-pub(in crate::image) fn with(mut object: Value, key: &str, value: Value) -> Value {
+pub(crate) fn with(mut object: Value, key: &str, value: Value) -> Value {
     object[key] = value;
     object
 }
 
 /// Adds the name of an image to its descriptor.
-pub(in crate::image) fn named(object: Value, name: &str) -> Value {
+pub(crate) fn named(object: Value, name: &str) -> Value {
     with(
         object,
         "annotations",
@@ -92,7 +87,7 @@ pub(in crate::image) fn named(object: Value, name: &str) -> Value {
 }
 
 /// Writes files below a directory.
-pub(in crate::image) fn write(directory: &std::path::Path, files: &BTreeMap<String, Vec<u8>>) {
+pub(crate) fn write(directory: &std::path::Path, files: &BTreeMap<String, Vec<u8>>) {
     for (name, bytes) in files {
         let path = directory.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -2,6 +2,7 @@
 
 use super::{BranchId, BranchRecord, Store, StoreError, remove_directory, write_json};
 use crate::layer::seal::EditLog;
+use crate::layer::steps;
 use rustix::fs::FlockOperation;
 use std::fs::{self, File};
 use std::io;
@@ -30,6 +31,7 @@ impl Store {
         // Of a process that was killed in the middle of this function, or not
         // flushed in time: out of the way, removed with the work directory.
         let residue = tree.with_extension("residue");
+        steps::before("move what is in a branch's way");
         match fs::rename(&dir, &residue) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(StoreError::io("move", &dir)(error));
@@ -56,12 +58,15 @@ impl Store {
     ) -> Result<(), StoreError> {
         let id = &record.id;
         let log = self.layer_file(id, "edits");
+        steps::before("write the edits");
         File::create(&log)
             .and_then(|file| edits.copy_to(file))
             .map_err(StoreError::io("write", &log))?;
         let kept = self.layer_file(id, "index");
+        steps::before("move the index");
         fs::rename(index, &kept).map_err(StoreError::io("write", &kept))?;
         let dir = self.branch_dir(id);
+        steps::before("move the branch");
         fs::rename(tree, &dir).map_err(StoreError::io("move", &dir))?;
         let mut record = record.clone();
         record.boot = Some(self.boot().to_owned());
@@ -127,11 +132,13 @@ pub(super) fn remove_uncommitted(store: &Store) -> Result<(), StoreError> {
             fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
         }
     }
-    let images = store.root().join("images");
-    for name in store.names("images", "")? {
-        if name.contains(".tmp") {
-            let path = images.join(&name);
-            fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+    // What was to be a record, of an image or of the store itself.
+    for (dir, begin) in [("images", ""), ("", "store")] {
+        for name in store.names(dir, "")? {
+            if name.starts_with(begin) && name.contains(".tmp") {
+                let path = store.root().join(dir).join(&name);
+                fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+            }
         }
     }
     for mut image in store.images()? {

@@ -2,6 +2,7 @@
 //! go when its owner dies, however it dies.
 
 use super::{Store, StoreError, bare, open_dir, open_lock, remove_directory, unique};
+use crate::layer::steps;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::fs::{self, File};
 use std::io;
@@ -25,6 +26,7 @@ impl Ingest {
         loop {
             let name = unique();
             let lock_path = base.join(format!("{name}.lock"));
+            steps::before("make the lock of work");
             let lock = open_lock(&lock_path).map_err(StoreError::io("create", &lock_path))?;
             rustix::fs::flock(&lock, FlockOperation::LockExclusive)
                 .map_err(io::Error::from)
@@ -40,6 +42,7 @@ impl Ingest {
                     lock_path,
                     lock,
                 };
+                steps::before("make the directory of work");
                 fs::DirBuilder::new()
                     .mode(0o700)
                     .create(&ingest.path)
@@ -59,6 +62,7 @@ impl Ingest {
     /// Makes a directory in it and opens it.
     pub fn directory(&self, name: &str) -> Result<OwnedFd, StoreError> {
         let path = self.path.join(name);
+        steps::before("make a directory to work in");
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&path)
@@ -103,6 +107,7 @@ impl Drop for Ingest {
 
 fn remove(path: &Path, lock_path: &Path) -> Result<(), StoreError> {
     remove_directory(path)?;
+    steps::before("remove the lock of work");
     match fs::remove_file(lock_path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(StoreError::io("remove", lock_path)(error))

@@ -3,6 +3,7 @@
 //! mount point.
 
 use super::PathText;
+use crate::layer::steps;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, StatxAttributes, StatxFlags, chmodat,
@@ -70,6 +71,7 @@ pub enum RemoveError {
 /// # Errors
 /// [`RemoveError`]; nothing outside the tree has been touched then either.
 pub fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), RemoveError> {
+    steps::before("remove");
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(Errno::ISDIR) => Removal::begin(parent, name)?.run(),
@@ -260,6 +262,7 @@ impl<'a> Removal<'a> {
                 pending.push(name.to_bytes().to_vec());
                 continue;
             }
+            steps::before("unlink");
             match unlinkat(directory, name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 // A filesystem that does not tell types.
@@ -282,6 +285,7 @@ impl<'a> Removal<'a> {
         let Some(mut level) = self.levels.pop() else {
             return Ok(());
         };
+        steps::before("rmdir");
         match unlinkat(self.directory(), &level.name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(Errno::NOTEMPTY) if level.rereads < MAX_REREADS => {
