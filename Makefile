@@ -37,6 +37,7 @@ lint: ## Formatting, clippy and the documentation's links
 	scripts/setup.sh test
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --test aufs --test power -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items --features testing
 
 .PHONY: deny

@@ -175,6 +175,7 @@ const RULES: &[Rule] = &[
             "crate::layer::tree",
             "crate::layer::archive::Timestamp",
             "crate::layer::index",
+            "crate::layer::steps",
         ],
     },
     Rule {
@@ -248,6 +249,7 @@ const RULES: &[Rule] = &[
             "crate::layer::archive::Timestamp",
             "crate::layer::index",
             "crate::layer::seal",
+            "crate::layer::steps",
             "crate::layer::tree",
         ],
     },
