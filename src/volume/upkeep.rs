@@ -47,8 +47,11 @@ impl Volumes {
     pub fn recover(&self, kubelet_root: &Path) -> Result<Upkeep, VolumeError> {
         let mut upkeep = Upkeep::default();
         self.forget_damaged(&mut upkeep)?;
-        let found = self.found(kubelet_root)?;
+        // In this order, for another process may be at work: what is mounted was
+        // recorded before, so that no mount is in the table whose record is missing
+        // only because it was looked for too early.
         let table = self.table()?;
+        let found = self.found(kubelet_root)?;
         let node = Node {
             boot: self.store.boot(),
             kubelet_root,
@@ -153,6 +156,15 @@ impl Volumes {
         let Some(record) = record::read(dir).map_err(VolumeError::Store)? else {
             return Ok(Outcome::Left);
         };
+        let is_another = match why {
+            Reason::Interrupted => record.state != VolumeState::Intended,
+            Reason::Leaving => record.state != VolumeState::Leaving,
+            // A volume that is forgotten may be in any state.
+            Reason::Forgotten => false,
+        };
+        if is_another {
+            return Ok(Outcome::Left);
+        }
         if why == Reason::Forgotten && self.is_in_use(&record)? {
             return Ok(Outcome::InUse);
         }
@@ -240,6 +252,10 @@ impl Volumes {
             let Some(lock) = VolumeLock::try_take(&dir).map_err(VolumeError::Store)? else {
                 continue;
             };
+            // Whoever was asked for the volume has made it anew.
+            if !matches!(record::read(&dir), Err(StoreError::Damaged { .. })) {
+                continue;
+            }
             self.remove_dir_tree(&dir)?;
             lock.remove().map_err(VolumeError::Store)?;
             upkeep.done.push("damaged");
