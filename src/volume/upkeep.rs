@@ -154,7 +154,7 @@ impl Volumes {
         };
         // It may have become another one before it was locked.
         let Some(record) = record::read(dir).map_err(VolumeError::Store)? else {
-            return Ok(Outcome::Left);
+            return self.is_gone(dir, lock);
         };
         let is_another = match why {
             Reason::Interrupted => record.state != VolumeState::Intended,
@@ -177,6 +177,14 @@ impl Volumes {
         );
         lock.remove().map_err(VolumeError::Store)?;
         Ok(Outcome::Done)
+    }
+
+    /// The volume ended before it was locked: the lock has made its file anew,
+    /// and nobody else would remove that.
+    fn is_gone(&self, dir: &Path, lock: VolumeLock) -> Result<Outcome, VolumeError> {
+        self.remove_dir_tree(dir)?;
+        lock.remove().map_err(VolumeError::Store)?;
+        Ok(Outcome::Left)
     }
 
     /// Whether a process of the node, in a container most likely, still has the
@@ -208,11 +216,11 @@ impl Volumes {
     }
 
     fn adopt(&self, dir: &Path) -> Result<Outcome, VolumeError> {
-        let Some(_lock) = VolumeLock::try_take(dir).map_err(VolumeError::Store)? else {
+        let Some(lock) = VolumeLock::try_take(dir).map_err(VolumeError::Store)? else {
             return Ok(Outcome::Left);
         };
         let Some(mut record) = record::read(dir).map_err(VolumeError::Store)? else {
-            return Ok(Outcome::Left);
+            return self.is_gone(dir, lock);
         };
         if record.state != VolumeState::Returning || !self.shows(&record)? {
             return Ok(Outcome::Left);
@@ -253,8 +261,13 @@ impl Volumes {
                 continue;
             };
             // Whoever was asked for the volume has made it anew.
-            if !matches!(record::read(&dir), Err(StoreError::Damaged { .. })) {
-                continue;
+            match record::read(&dir) {
+                Err(StoreError::Damaged { .. }) => {}
+                Ok(None) => {
+                    self.is_gone(&dir, lock)?;
+                    continue;
+                }
+                Ok(Some(_)) | Err(_) => continue,
             }
             self.remove_dir_tree(&dir)?;
             lock.remove().map_err(VolumeError::Store)?;

@@ -2,7 +2,7 @@
 //! a second plugin that was started by mistake, or the one before, which still
 //! ends. What it has looked at may be another volume when it comes to act.
 
-use super::driver::Node;
+use super::driver::{Node, names};
 use super::fake::{Kubelet, Volume};
 use super::layers;
 use aufs_csi::host::linux::LinuxHost;
@@ -184,10 +184,16 @@ fn a_volume_that_appears_while_the_plugin_starts_is_no_orphan() {
 }
 
 #[test]
-fn a_volume_that_is_published_anew_is_not_taken_for_the_one_that_was_to_go() {
-    for state in ["leaving", "intended"] {
+fn a_volume_that_is_to_go_may_be_gone_or_another_one() {
+    for (state, comes_back) in [
+        ("leaving", true),
+        ("leaving", false),
+        ("intended", true),
+        ("intended", false),
+    ] {
         let two = Two::new();
-        let volumes = [two.volume(), two.volume()];
+        let mut volumes = [two.volume(), two.volume()];
+        volumes.sort_by_key(|(volume, _)| volume.id());
         for (_, request) in &volumes {
             two.other.publish(request, &()).unwrap();
         }
@@ -195,26 +201,31 @@ fn a_volume_that_is_published_anew_is_not_taken_for_the_one_that_was_to_go() {
             record["state"] = state.into();
             fs::write(&path, record.to_string()).unwrap();
         }
-        // Both are to go. When the first does, the second is published again.
-        let [first, second] = {
-            let mut volumes = volumes;
-            volumes.sort_by_key(|(volume, _)| volume.id());
-            volumes
-        };
+        // Both are to go. When the first does, so does the second, elsewhere.
+        let [first, second] = volumes;
         let other = Arc::clone(&two.other);
         let (ended, request) = (unpublish(&second.0), second.1.clone());
-        let anew = move || {
+        let work = move || {
             other.unpublish(&ended).unwrap();
-            other.publish(&request, &()).unwrap();
+            if comes_back {
+                other.publish(&request, &()).unwrap();
+            }
         };
-        let one = two.one(Call::Unmount, 0, Box::new(anew));
+        let one = two.one(Call::Unmount, 0, Box::new(work));
         let root = two.node.kubelet_root();
         let upkeep = match state {
             "leaving" => one.reap(&root, Duration::MAX),
             _ => one.recover(&root),
         };
         assert_eq!(upkeep.unwrap().done.len(), 1, "{state}");
-        assert_eq!(two.node.mounts(), [second.0.target()], "{state}");
+        let mut expected = Vec::new();
+        if comes_back {
+            expected.push(second.0.target());
+        }
+        assert_eq!(two.node.mounts(), expected, "{state}");
+        let names = names(&two.node.store().join("volumes"));
+        // A directory and its lock.
+        assert_eq!(names.len(), 2 * expected.len(), "{names:?}");
         for (volume, _) in [&first, &second] {
             two.ends(volume);
         }
