@@ -12,6 +12,7 @@
 //! restarts      kubelet, plugin and node begin anew
 //! interrupted   calls that nobody waits for to the end
 //! forgotten     what kubelet will never ask for again
+//! meanwhile     another process at the same volumes
 //! load          very many volumes at once
 //! ```
 //!
@@ -35,6 +36,8 @@ mod http2;
 mod interrupted;
 #[path = "kubelet/load.rs"]
 mod load;
+#[path = "kubelet/meanwhile.rs"]
+mod meanwhile;
 #[path = "kubelet/pods.rs"]
 mod pods;
 #[path = "kubelet/refused.rs"]

@@ -51,6 +51,9 @@ impl Volumes {
         // Targets are recorded, and mounts listed, by paths without links.
         let kubelet_root = &canonical(kubelet_root)?;
         self.forget_damaged(&mut upkeep)?;
+        // Before the records, for another process may be at work: what is mounted
+        // was recorded before, so that no mount is in the table whose record is
+        // missing only because it was looked for too early.
         let table = self.table()?;
         let repairs = self.repairs(&table, kubelet_root)?;
         for repair in &repairs {
@@ -181,11 +184,7 @@ impl Volumes {
             return Ok(Outcome::Left);
         };
         let Some(record) = record::read(dir).map_err(VolumeError::Store)? else {
-            if !dir.exists() {
-                // To lock it has made the file of a volume that is gone.
-                lock.remove().map_err(VolumeError::Store)?;
-            }
-            return Ok(Outcome::Left);
+            return self.is_gone(dir, lock);
         };
         // It may have become another one before it was locked: another process
         // may have mounted it to the end, or kubelet may want it again.
@@ -209,6 +208,14 @@ impl Volumes {
         );
         lock.remove().map_err(VolumeError::Store)?;
         Ok(Outcome::Done)
+    }
+
+    /// The volume ended before it was locked: the lock has made its file anew,
+    /// and nobody else would remove that.
+    fn is_gone(&self, dir: &Path, lock: VolumeLock) -> Result<Outcome, VolumeError> {
+        self.remove_dir_tree(dir)?;
+        lock.remove().map_err(VolumeError::Store)?;
+        Ok(Outcome::Left)
     }
 
     /// Whether a process of the node, in a container most likely, still has the
@@ -240,11 +247,11 @@ impl Volumes {
     }
 
     fn adopt(&self, dir: &Path) -> Result<Outcome, VolumeError> {
-        let Some(_lock) = VolumeLock::try_take(dir).map_err(VolumeError::Store)? else {
+        let Some(lock) = VolumeLock::try_take(dir).map_err(VolumeError::Store)? else {
             return Ok(Outcome::Left);
         };
         let Some(mut record) = record::read(dir).map_err(VolumeError::Store)? else {
-            return Ok(Outcome::Left);
+            return self.is_gone(dir, lock);
         };
         if record.state != VolumeState::Returning || !self.shows(&record)? {
             return Ok(Outcome::Left);
@@ -303,6 +310,15 @@ impl Volumes {
             let Some(lock) = VolumeLock::try_take(&dir).map_err(VolumeError::Store)? else {
                 continue;
             };
+            // Whoever was asked for the volume has made it anew.
+            match record::read(&dir) {
+                Err(StoreError::Damaged { .. }) => {}
+                Ok(None) => {
+                    self.is_gone(&dir, lock)?;
+                    continue;
+                }
+                Ok(Some(_)) | Err(_) => continue,
+            }
             self.remove_dir_tree(&dir)?;
             lock.remove().map_err(VolumeError::Store)?;
             upkeep.done.push("damaged");

@@ -8,6 +8,8 @@ use super::{PATIENCE, layers, running};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::task::JoinSet;
 use tonic::Code;
 
@@ -243,5 +245,39 @@ async fn a_mount_that_somebody_took_away_comes_back_when_kubelet_asks() {
     is_theirs(&volumes);
     assert_eq!(node.mounts().len(), 1);
     kubelet.delete(&mut volumes[0]).await;
+    node.has_no_volumes("afterwards");
+}
+
+#[tokio::test]
+async fn a_second_plugin_on_the_node_touches_nothing_and_gives_up() {
+    let (node, _driver, kubelet) = running().await;
+    let image = node.image("app", &layers());
+    // Whenever it looks, it finds volumes anywhere between nothing and mounted.
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut pods = JoinSet::new();
+    for _ in 0..32 {
+        let (kubelet, image, is_over) = (kubelet.clone(), image.clone(), Arc::clone(&is_over));
+        pods.spawn(async move {
+            while !is_over.load(Ordering::Relaxed) {
+                let mut volume = kubelet.volume(&image);
+                kubelet.set_up(&mut volume).await.unwrap();
+                assert!(volume.target().join("changed").exists());
+                kubelet.delete(&mut volume).await;
+            }
+        });
+    }
+    for _ in 0..4 {
+        let mut second = node.start();
+        let status = second.ended().await;
+        assert!(!status.success());
+        assert!(
+            second.log().contains("answering probes"),
+            "it came far enough"
+        );
+        let repairs = second.logged("the volume was taken away");
+        assert_eq!(repairs, 0, "{}", second.log());
+    }
+    is_over.store(true, Ordering::Relaxed);
+    pods.join_all().await;
     node.has_no_volumes("afterwards");
 }
