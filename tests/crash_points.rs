@@ -571,3 +571,26 @@ fn while_it_unpublishes_a_writable_volume() {
 fn while_it_unpublishes_a_single_layer() {
     Scene::new(&single(), true, Work::Unpublish).kill_at_every_point(15);
 }
+
+#[test]
+fn a_mount_without_a_record_does_not_keep_the_store_shut() {
+    let scene = Scene::new(&single(), true, Work::Publish);
+    // As after somebody has removed the record of a volume that was being mounted.
+    let staging = scene
+        .store()
+        .join("volumes")
+        .join("0".repeat(32))
+        .join("staging");
+    fs::create_dir_all(&staging).unwrap();
+    let bind = MountCall::Bind {
+        source: scene.store().join("diff"),
+        beneath: None,
+    };
+    LinuxHost.mount(&staging, &bind).unwrap();
+    let volumes = scene.start();
+    scene.make_pod();
+    let upkeep = volumes.recover(&kubelet(scene.node.path())).unwrap();
+    assert_eq!((upkeep.done, upkeep.stuck), (vec!["orphan"], 0));
+    scene.is_clear("recovery");
+    scene.works(&volumes, "afterwards");
+}

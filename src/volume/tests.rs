@@ -27,7 +27,12 @@ struct Node {
 
 impl Node {
     fn new(union: UnionRequest, layers: usize, read_only: bool, owner: Owner) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory where that is possible: each of thousands of cases makes and
+        // removes a few directories.
+        let memory = Path::new("/dev/shm");
+        let dir = tempfile::tempdir_in(memory)
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
         let tars: Vec<Vec<u8>> = (0..layers)
             .map(|layer| {
                 let path = format!("file{layer}");
