@@ -37,6 +37,7 @@ lint: ## Formatting, clippy and the documentation's links
 	scripts/setup.sh test
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --test aufs --test power -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items --features testing
 
 .PHONY: deny
@@ -50,14 +51,25 @@ fuzz-smoke: ## A fixed number of mutated inputs for every parser, on stable Rust
 	$(CARGO) test --locked --test fuzz_smoke
 
 .PHONY: bench
-bench: ## Measure staging and mounting, beside the other programs that are installed
+bench: ## Measure staging and mounting in both builds, beside other programs; fails on a missed aim
 	scripts/setup.sh bench
-	$(RUNNER) $(CARGO) bench --locked
+	$(RUNNER) CARGO='$(CARGO)' scripts/bench.sh
+
+.PHONY: test-isal
+test-isal: ## The tests of decompression with the fastest decoder (feature isal)
+	scripts/setup.sh isal
+	$(RUNNER) $(CARGO) test --locked --features isal --lib --test fuzz_smoke decompress
 
 .PHONY: e2e-aufs
 e2e-aufs: ## The suite on real AUFS: make e2e-aufs AUFS_KERNEL=path/to/bzImage
 	scripts/setup.sh build
 	AUFS_KERNEL='$(AUFS_KERNEL)' e2e/aufs/run.sh
+
+.PHONY: sanity
+sanity: release ## The CSI project's own tests against the released program (mounts, as root)
+	scripts/setup.sh test
+	e2e/sanity/run.sh build
+	$(AS_ROOT) e2e/sanity/run.sh test $(STATIC)
 
 .PHONY: release
 release: ## One static binary, in target/<triple>/release
@@ -68,3 +80,4 @@ release: ## One static binary, in target/<triple>/release
 .PHONY: clean
 clean: ## Remove what was built, the tools of the checks included
 	$(CARGO) clean
+	rm -rf .cache

@@ -1,10 +1,14 @@
 //! How long staging a large image takes, beside other programs and beside the
-//! least that its own stages need. Also the peak of resident memory.
+//! least that its own stages need. Also the peak of resident memory. It fails if
+//! an aim is missed.
 //!
+//! `BENCH_ISAL` is this program built with the feature `isal`, the fastest build,
+//! which then takes turns with this one on the same image (`make bench` does so);
 //! `BENCH_MB` megabytes of tar in the image (700); `BENCH_ROUNDS` rounds (3);
 //! `BENCH_DIR` a directory in memory (`/dev/shm`); `BENCH_DISK` one on a disk;
-//! `BENCH_IMAGE` an OCI layout that `staging image DIR` made before, to compare
-//! two builds on the same bytes; `BENCH_PEERS=no` leaves the others out.
+//! `BENCH_IMAGE` an OCI layout that `staging image DIR` made before;
+//! `BENCH_PEERS=no` leaves the others out. An image of less than 600 MB is good
+//! to try the benchmark, and nothing is judged by it.
 #![expect(clippy::print_stdout, reason = "it is what a benchmark is for")]
 
 mod support;
@@ -21,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
+use support::aims::Aims;
 use support::image::{self, Facts};
 use support::measure::{self, Sample, load, median, seconds};
 use support::peers::{Input, Peer};
@@ -44,6 +49,17 @@ struct Staging {
     /// Peak of resident memory.
     peak_mib: f64,
 }
+
+/// How many times faster than umoci and containerd staging is to be: the portable
+/// build, and the fastest.
+const PORTABLE: f64 = 7.0;
+const FASTEST: f64 = 9.0;
+/// What staging may take of the least that its stages need.
+const OF_BOUND: f64 = 1.3;
+/// What it may have of memory, whatever the image.
+const PEAK_MIB: f64 = 64.0;
+/// What a real image has at least.
+const REAL_BYTES: u64 = 600_000_000;
 
 const STAGES: [&str; 6] = [
     "read",
@@ -81,14 +97,15 @@ fn cores() -> usize {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = |()| ExitCode::SUCCESS;
     let result = match arguments[..] {
-        ["child", layout, dir] => child(Path::new(layout), Path::new(dir)),
-        ["image", dir] => make_image(Path::new(dir)).map(drop),
+        ["child", layout, dir] => child(Path::new(layout), Path::new(dir)).map(done),
+        ["image", dir] => make_image(Path::new(dir)).map(drop).map(done),
         // `cargo bench` gives `--bench`, `cargo test --benches` nothing.
         _ => compare(),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("staging: {}", chain(error.as_ref()));
             ExitCode::FAILURE
@@ -153,11 +170,50 @@ fn child(layout: &Path, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs [`child`] in a process of its own.
+/// One build of this program.
+struct Build {
+    name: &'static str,
+    program: PathBuf,
+    /// How much faster than the peers it is to be.
+    aim: f64,
+    runs: Vec<Staging>,
+}
+
+impl Build {
+    fn new(name: &'static str, program: PathBuf, aim: f64) -> Self {
+        let runs = Vec::new();
+        Build {
+            name,
+            program,
+            aim,
+            runs,
+        }
+    }
+
+    /// This one, and the fastest if there is one.
+    fn all() -> Result<Vec<Self>> {
+        let own = std::env::current_exe()?;
+        // Whoever builds this one with the feature measures that.
+        let mut all = vec![match cfg!(feature = "isal") {
+            false => Build::new("portable", own, PORTABLE),
+            true => Build::new("isal", own, FASTEST),
+        }];
+        if let Some(program) = std::env::var_os("BENCH_ISAL") {
+            all.push(Build::new("isal", PathBuf::from(program), FASTEST));
+        }
+        Ok(all)
+    }
+
+    fn of(&self, value: fn(&Staging) -> f64) -> f64 {
+        median(self.runs.iter().map(value))
+    }
+}
+
+/// Runs [`child`] of a build in a process of its own.
 #[expect(clippy::disallowed_methods, reason = "it is this program itself")]
-fn stage(layout: &Path, base: &Path) -> Result<Staging> {
+fn stage(program: &Path, layout: &Path, base: &Path) -> Result<Staging> {
     let dir = tempfile::Builder::new().prefix("stage-").tempdir_in(base)?;
-    let output = std::process::Command::new(std::env::current_exe()?)
+    let output = std::process::Command::new(program)
         .arg("child")
         .args([layout, dir.path()])
         .output()?;
@@ -188,7 +244,7 @@ fn is_memory(path: &Path) -> bool {
 }
 
 #[expect(clippy::disallowed_methods, reason = "packs the image for its peers")]
-fn compare() -> Result<()> {
+fn compare() -> Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         return Err("staging with real owners needs root".into());
     }
@@ -200,15 +256,16 @@ fn compare() -> Result<()> {
         .tempdir_in(place("BENCH_DIR", Path::new("/dev/shm")))?;
     let rounds = setting("BENCH_ROUNDS", 3)?.max(1);
     println!("load before: {}, {} processors", load(), cores());
-    let layout = match std::env::var_os("BENCH_IMAGE") {
+    let (layout, tar_bytes) = match std::env::var_os("BENCH_IMAGE") {
         Some(dir) => {
             println!("image: {}", Path::new(&dir).display());
-            PathBuf::from(dir)
+            // Whoever made it knows how large it is.
+            (PathBuf::from(dir), REAL_BYTES)
         }
         None => {
             let layout = memory.path().join("image");
-            make_image(&layout)?;
-            layout
+            let facts = make_image(&layout)?;
+            (layout, facts.tar_bytes)
         }
     };
     let input = Input {
@@ -216,8 +273,12 @@ fn compare() -> Result<()> {
         blobs: image::blobs(&layout)?,
         layout,
     };
+    let mut builds = Build::all()?;
     let mut peers = Vec::new();
-    if std::env::var("BENCH_PEERS").as_deref() != Ok("no") {
+    let mut left_out = Vec::new();
+    if std::env::var("BENCH_PEERS").as_deref() == Ok("no") {
+        left_out.extend(Peer::ALL.map(|peer| (peer, "BENCH_PEERS=no".to_owned())));
+    } else {
         let mut tar = std::process::Command::new("tar");
         tar.arg("-cf")
             .arg(&input.archive)
@@ -231,107 +292,163 @@ fn compare() -> Result<()> {
                     println!("peer: {version}");
                     peers.push((peer, Vec::new()));
                 }
-                Err(reason) => println!("left out: {}: {reason}", peer.name()),
+                Err(reason) => left_out.push((peer, reason)),
             }
         }
     }
-    let runs = in_memory(&input, &mut peers, memory.path(), rounds)?;
-    report(&runs, &peers, memory.path());
+    in_memory(
+        &input,
+        &mut builds,
+        &mut peers,
+        &mut left_out,
+        memory.path(),
+        rounds,
+    )?;
+    for (peer, reason) in &left_out {
+        println!("left out: {}: {reason}", peer.name());
+    }
+    let mut aims = Aims::default();
+    report(&builds, &peers, memory.path());
+    judge(&builds, &peers, &left_out, &mut aims);
     drop(peers);
-    on_disk(&input, &place("BENCH_DISK", &std::env::temp_dir()))?;
+    on_disk(&input, &builds, &place("BENCH_DISK", &std::env::temp_dir()))?;
     let _ = fs::remove_file(&input.archive);
-    memory_of_shapes(memory.path(), &runs)?;
+    memory_of_shapes(memory.path(), &builds, &mut aims)?;
     println!("load after: {}", load());
-    Ok(())
+    let small = format!(
+        "the image has {} MB, and not 600 or more",
+        tar_bytes / 1_000_000
+    );
+    Ok(aims.judge((tar_bytes < REAL_BYTES).then_some(&small)))
 }
 
 /// All contenders in turn, round after round.
 fn in_memory(
     input: &Input,
+    builds: &mut [Build],
     peers: &mut Vec<(Peer, Vec<Sample>)>,
+    left_out: &mut Vec<(Peer, String)>,
     base: &Path,
     rounds: u64,
-) -> Result<Vec<Staging>> {
-    let mut runs = Vec::new();
+) -> Result<()> {
     for _ in 0..rounds {
-        runs.push(stage(&input.layout, base)?);
-        let mut failed = Vec::new();
-        for (peer, samples) in peers.iter_mut() {
+        for build in &mut *builds {
+            build.runs.push(stage(&build.program, &input.layout, base)?);
+        }
+        for (peer, samples) in &mut *peers {
             let dir = tempfile::Builder::new().prefix("peer-").tempdir_in(base)?;
             match peer.unpack(input, dir.path()) {
                 Ok(sample) => samples.push(sample),
-                Err(error) => {
-                    println!("left out: {}: {}", peer.name(), chain(error.as_ref()));
-                    failed.push(*peer);
+                Err(error) => left_out.push((*peer, chain(error.as_ref()))),
+            }
+        }
+        peers.retain(|(peer, _)| !left_out.iter().any(|(other, _)| other == peer));
+    }
+    Ok(())
+}
+
+fn report(builds: &[Build], peers: &[(Peer, Vec<Sample>)], place: &Path) {
+    println!(
+        "\nstaging in {}, medians of {} rounds, each contender in turn",
+        place.display(),
+        builds[0].runs.len()
+    );
+    print!("{:36} {:>8} {:>8}", "", "seconds", "cpu s");
+    for build in builds {
+        print!(" {:>12} {:>8}", format!("÷ {}", build.name), "cpu");
+    }
+    println!();
+    for build in builds {
+        let name = format!("aufs-csi {}, verified and sealed", build.name);
+        println!(
+            "{name:36} {:8.2} {:8.2}",
+            build.of(|run| run.wall),
+            build.of(|run| run.cpu)
+        );
+    }
+    for (peer, samples) in peers {
+        let (wall, cpu) = medians(samples);
+        print!("{:36} {wall:8.2} {cpu:8.2}", peer.name());
+        for build in builds {
+            let (own, own_cpu) = (build.of(|run| run.wall), build.of(|run| run.cpu));
+            print!(" {:11.1}x {:7.1}x", wall / own, cpu / own_cpu);
+        }
+        println!();
+    }
+    for build in builds {
+        println!(
+            "\n{}: stages, seconds on a processor, all layers:",
+            build.name
+        );
+        for (number, name) in STAGES.iter().enumerate() {
+            let spent = median(build.runs.iter().map(|run| run.stages[number]));
+            println!("  {name:10} {spent:6.3}");
+        }
+        println!(
+            "  sealing and commit, by the clock: {:.3}; longest stage of a layer: {:.3}",
+            build.of(|run| run.sealing),
+            build.of(|run| run.longest)
+        );
+        println!(
+            "  bound, max(stages ÷ {} processors, longest stage): {:.3} s; processor time ÷ stages: {:.2}",
+            cores(),
+            build.of(Staging::bound),
+            build.of(|run| run.cpu / run.stages.iter().sum::<f64>()),
+        );
+        println!(
+            "  flush (syncfs, before a branch counts after a power cut), not in the times above: {:.3} s{}",
+            build.of(|run| run.flush),
+            if is_memory(place) {
+                "; this filesystem is memory, so nothing was flushed"
+            } else {
+                ""
+            },
+        );
+    }
+}
+
+fn medians(samples: &[Sample]) -> (f64, f64) {
+    let wall = median(samples.iter().map(|sample| sample.wall));
+    (wall, median(samples.iter().map(|sample| sample.cpu)))
+}
+
+/// What of the speed can be told by now.
+fn judge(
+    builds: &[Build],
+    peers: &[(Peer, Vec<Sample>)],
+    left_out: &[(Peer, String)],
+    aims: &mut Aims,
+) {
+    for build in builds {
+        for peer in [Peer::Umoci, Peer::Containerd] {
+            let what = format!("{}: {} ÷ ours", build.name, peer.name());
+            let reason = left_out.iter().find(|(other, _)| *other == peer);
+            match (peers.iter().find(|(other, _)| *other == peer), reason) {
+                (Some((_, samples)), _) => {
+                    let ratio = medians(samples).0 / build.of(|run| run.wall);
+                    aims.at_least(what, "x", build.aim, ratio);
+                }
+                (None, reason) => {
+                    let reason = reason.map_or("", |(_, reason)| reason);
+                    aims.unknown(what, &format!("≥ {}x", build.aim), reason);
                 }
             }
         }
-        peers.retain(|(peer, _)| !failed.contains(peer));
-    }
-    Ok(runs)
-}
-
-fn report(runs: &[Staging], peers: &[(Peer, Vec<Sample>)], place: &Path) {
-    let of = |value: fn(&Staging) -> f64| median(runs.iter().map(value));
-    let (wall, cpu) = (of(|run| run.wall), of(|run| run.cpu));
-    println!(
-        "\nstaging in {}, medians of {} rounds",
-        place.display(),
-        runs.len()
-    );
-    println!(
-        "{:36} {:>8} {:>8} {:>8} {:>8}",
-        "", "seconds", "÷ ours", "cpu s", "÷ ours"
-    );
-    println!(
-        "{:36} {wall:8.2} {:>8} {cpu:8.2}",
-        "aufs-csi, verified and sealed", ""
-    );
-    for (peer, samples) in peers {
-        let peer_wall = median(samples.iter().map(|sample| sample.wall));
-        let peer_cpu = median(samples.iter().map(|sample| sample.cpu));
-        println!(
-            "{:36} {peer_wall:8.2} {:7.1}x {peer_cpu:8.2} {:7.1}x",
-            peer.name(),
-            peer_wall / wall,
-            peer_cpu / cpu
+        aims.at_most(
+            format!("{}: ours ÷ bound of its stages", build.name),
+            "x",
+            OF_BOUND,
+            build.of(|run| run.wall / run.bound()),
         );
     }
-    println!("\nstages, seconds on a processor, all layers:");
-    for (number, name) in STAGES.iter().enumerate() {
-        println!(
-            "  {name:10} {:6.3}",
-            median(runs.iter().map(|run| run.stages[number]))
-        );
+    if !builds.iter().any(|build| build.name == "isal") {
+        let reason = "BENCH_ISAL is not set; make bench builds it";
+        aims.unknown("isal: umoci and containerd ÷ ours", "≥ 9x", reason);
     }
-    println!(
-        "  sealing and commit, by the clock: {:.3}",
-        of(|run| run.sealing)
-    );
-    println!("  longest stage of a layer: {:.3}", of(|run| run.longest));
-    println!(
-        "bound, max(stages ÷ {} processors, longest stage): {:.3} s; ours ÷ bound: {:.2} (aim 1.3), by processor time: {:.2}",
-        cores(),
-        of(Staging::bound),
-        median(runs.iter().map(|run| run.wall / run.bound())),
-        median(
-            runs.iter()
-                .map(|run| run.cpu / run.stages.iter().sum::<f64>())
-        ),
-    );
-    println!(
-        "flush (syncfs, before a branch counts after a power cut), not in the times above: {:.3} s{}",
-        of(|run| run.flush),
-        if is_memory(place) {
-            "; this filesystem is memory, so nothing was flushed"
-        } else {
-            ""
-        },
-    );
 }
 
 /// One round on a disk, to be seen and not judged.
-fn on_disk(input: &Input, base: &Path) -> Result<()> {
+fn on_disk(input: &Input, builds: &[Build], base: &Path) -> Result<()> {
     if is_memory(base) {
         println!(
             "\nno disk: {} is memory; BENCH_DISK names another place",
@@ -339,12 +456,16 @@ fn on_disk(input: &Input, base: &Path) -> Result<()> {
         );
         return Ok(());
     }
-    let run = stage(&input.layout, base)?;
     println!("\non the disk of {}, one round, not judged", base.display());
-    println!(
-        "{:36} {:8.2}, and {:.2} to flush it",
-        "aufs-csi", run.wall, run.flush
-    );
+    for build in builds {
+        let run = stage(&build.program, &input.layout, base)?;
+        println!(
+            "{:36} {:8.2}, and {:.2} to flush it",
+            format!("aufs-csi {}", build.name),
+            run.wall,
+            run.flush
+        );
+    }
     if !input.archive.exists() {
         return Ok(());
     }
@@ -362,10 +483,16 @@ fn on_disk(input: &Input, base: &Path) -> Result<()> {
 type Maker = dyn Fn(&Path) -> Result<Facts>;
 
 /// The peak of memory for this image and for two odd ones.
-fn memory_of_shapes(base: &Path, runs: &[Staging]) -> Result<()> {
-    println!("\npeak of resident memory, MiB (aim 64):");
-    let peak = runs.iter().map(|run| run.peak_mib).fold(0.0, f64::max);
-    println!("  {:36} {peak:6.1}", "this image");
+fn memory_of_shapes(base: &Path, builds: &[Build], aims: &mut Aims) -> Result<()> {
+    for build in builds {
+        let peak = build
+            .runs
+            .iter()
+            .map(|run| run.peak_mib)
+            .fold(0.0, f64::max);
+        let what = format!("{}: peak of memory, this image", build.name);
+        aims.at_most(what, " MiB", PEAK_MIB, peak);
+    }
     let scale = setting("BENCH_MB", 700)? as usize;
     let entries = scale * 500_000 / 700;
     let shapes: [(String, Box<Maker>); 2] = [
@@ -378,17 +505,22 @@ fn memory_of_shapes(base: &Path, runs: &[Staging]) -> Result<()> {
             Box::new(|dir| image::many_layers(dir, 100, 200)),
         ),
     ];
+    println!("\nother shapes:");
     for (name, make) in shapes {
         let dir = base.join("shape");
         make(&dir)?;
-        let run = stage(&dir, base)?;
-        println!(
-            "  {name:36} {:6.1}   ({:.2} s, {:.2} x its bound; sealing {:.2} s)",
-            run.peak_mib,
-            run.wall,
-            run.wall / run.bound(),
-            run.sealing
-        );
+        for build in builds {
+            let run = stage(&build.program, &dir, base)?;
+            println!(
+                "  {:10} {name:36} {:.2} s, {:.2} x its bound; sealing {:.2} s",
+                build.name,
+                run.wall,
+                run.wall / run.bound(),
+                run.sealing
+            );
+            let what = format!("{}: peak of memory, {name}", build.name);
+            aims.at_most(what, " MiB", PEAK_MIB, run.peak_mib);
+        }
         fs::remove_dir_all(&dir)?;
     }
     Ok(())

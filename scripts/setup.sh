@@ -3,7 +3,7 @@
 # list is a program and the Debian/Ubuntu package that has it; programs that are
 # there, from wherever, are left alone.
 #
-# usage: scripts/setup.sh build|test|bench
+# usage: scripts/setup.sh build|test|bench|isal|go
 set -euo pipefail
 
 readonly BUILD='
@@ -23,6 +23,19 @@ getfacl         acl
 unshare         util-linux
 strace          strace
 '
+# Any go will do: scripts/go.sh fetches a newer one with it.
+readonly GO='
+go              golang-go
+'
+# The fastest build (feature isal) has a library in C and assembler, which is
+# built from its sources.
+readonly ISAL='
+nasm            nasm
+make            make
+autoreconf      autoconf
+automake        automake
+libtoolize      libtool
+'
 # Other peers are measured where they are installed.
 readonly BENCH='
 tar             tar
@@ -34,9 +47,11 @@ skopeo          skopeo
 case "${1-}" in
 build) list=$BUILD ;;
 test) list=$BUILD$TEST ;;
-bench) list=$BUILD$BENCH ;;
+bench) list=$BUILD$ISAL$BENCH ;;
+isal) list=$BUILD$ISAL ;;
+go) list=$GO ;;
 *)
-    echo "usage: scripts/setup.sh build|test|bench" >&2
+    echo "usage: scripts/setup.sh build|test|bench|isal|go" >&2
     exit 64
     ;;
 esac

@@ -113,7 +113,7 @@ pub struct StoreArgs {
 
     /// Work without privileges, inside a user and mount namespace of the caller's
     /// (`unshare --user --map-root-user --mount`): files belong to one owner,
-    /// device nodes are left out, and overlayfs keeps its marks in user.*
+    /// images with device nodes are refused, and overlayfs keeps its marks in user.*
     /// attributes. A store is either rootless or not.
     #[arg(
         long, global = true, env = "AUFS_CSI_ROOTLESS", hide_env_values = true, value_parser = BoolishValueParser::new(),

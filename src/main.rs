@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    aufs_csi::stage::raise_descriptor_limit();
     aufs_csi::cli::run(std::env::args_os())
 }

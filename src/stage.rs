@@ -6,11 +6,13 @@
 //! form is copied from there instead of being fetched again.
 
 mod branch;
+mod descriptors;
 mod error;
 mod progress;
 mod sink;
 
-pub use error::StageError;
+pub use descriptors::raise_descriptor_limit;
+pub use error::{Layers, StageError};
 pub use progress::{Phase, Progress};
 pub use sink::TakeError;
 
@@ -117,10 +119,9 @@ impl Stager<'_> {
             });
         }
         let (form, times) = self.build(source, &image, format, progress)?;
-        let mut record = known.unwrap_or_else(|| new_record(&image));
-        record.sealed.insert(format.name().to_owned(), form.clone());
-        self.store
-            .put_image(&record, false)
+        let record = self
+            .store
+            .put_form(new_record(&image), format.name(), form.clone())
             .map_err(StageError::Store)?;
         self.note(name, platform, &manifest)?;
         Ok(StagedImage {
@@ -215,7 +216,14 @@ impl Stager<'_> {
             indexes.push(self.index_of(&places, layer)?);
         }
         progress.phase(Phase::Sealing);
-        let sealed = seal::seal(&indexes, format, &|| work.scratch()).map_err(StageError::Seal)?;
+        let limits = &self.options.limits;
+        let sealed =
+            seal::seal(&indexes, format, limits, &|| work.scratch()).map_err(|source| {
+                StageError::Seal {
+                    layer: Layers::one(image, source.layer() - 1),
+                    source,
+                }
+            })?;
 
         let mut ids: Vec<BranchId> = Vec::with_capacity(image.layers.len());
         for number in 0..image.layers.len() {
@@ -254,7 +262,7 @@ impl Stager<'_> {
             }
         }
         if branches.len() > self.max_branches {
-            self.flatten_bottom(&mut branches, &ids, &sealed, format, &work)?;
+            self.flatten_bottom(image, &mut branches, &ids, &sealed, format, &work)?;
         }
         let form = SealedForm {
             root_fits: self.root_fits(&branches, &sealed.root)?,
@@ -369,6 +377,7 @@ impl Stager<'_> {
     /// Makes branches that are too many for the kernel one, from the lowest up.
     fn flatten_bottom(
         &self,
+        image: &Image,
         branches: &mut Vec<BranchId>,
         ids: &[BranchId],
         sealed: &Sealed,
@@ -388,7 +397,8 @@ impl Stager<'_> {
         let key = flat_key(parts);
         let id = BranchId::of(&key);
         if self.store.branch(&id).map_err(StageError::Store)?.is_none() {
-            self.make_flat(&key, parts, sealed, sealed.base..highest + 1, format, work)?;
+            let range = sealed.base..highest + 1;
+            self.make_flat(image, &key, parts, sealed, range, format, work)?;
         }
         branches.push(id);
         Ok(())

@@ -63,6 +63,17 @@ fn names(dir: &Path) -> BTreeSet<String> {
         .collect()
 }
 
+/// The types of what is mounted at a directory.
+fn mount_types(at: &Path) -> Vec<String> {
+    fs::read_to_string("/proc/self/mountinfo")
+        .unwrap()
+        .lines()
+        .filter(|line| line.split(' ').nth(4).map(Path::new) == Some(at))
+        .filter_map(|line| line.split(" - ").nth(1)?.split(' ').next())
+        .map(str::to_owned)
+        .collect()
+}
+
 /// Mounts at or below a directory.
 fn mounts(below: &Path) -> BTreeSet<String> {
     fs::read_to_string("/proc/self/mountinfo")
@@ -238,7 +249,7 @@ fn damaged_blobs() {
         let image = spoil("cut-and-described");
         let source = image.replace_blob(&bytes[..bytes.len() / 2]);
         let words = [
-            "layer 0",
+            "layer 1",
             "ends early|archive ends|corrupt|uncompressed layer has",
         ];
         check(&format!("cut and described {kind}"), source, &words);
@@ -249,7 +260,7 @@ fn damaged_blobs() {
             let mut flipped = bytes.clone();
             flipped[(bytes.len() - 1) * part / 7] ^= 0x10;
             fs::write(image.blob(), &flipped).unwrap();
-            let words = ["layer 0", "has the digest|corrupt|frame|tar|compress|ends"];
+            let words = ["layer 1", "has the digest|corrupt|frame|tar|compress|ends"];
             check(&format!("flipped {part} {kind}"), image.source(), &words);
 
             // As if whoever made the image had damaged it before describing it.
@@ -276,7 +287,7 @@ fn damaged_blobs() {
             blob = bytes.iter().rev().copied().collect();
         }
         fs::write(image.blob(), blob).unwrap();
-        let words = ["layer 0", "has the digest|compress|read the layer's tar"];
+        let words = ["layer 1", "has the digest|compress|read the layer's tar"];
         check(&format!("exchanged {kind}"), image.source(), &words);
 
         let mut image = spoil("diff-id");
@@ -328,7 +339,7 @@ fn malformed_images() {
             name,
             image.rewrite(),
             InvalidArgument,
-            &[words, media_type, "layer 1"],
+            &[words, media_type, "layer 2"],
         );
     }
 
@@ -503,7 +514,7 @@ fn hostile_layers_that_are_refused() {
             name,
             &error,
             kind,
-            &["cannot stage layer 0|layer 1 has", words],
+            &["cannot stage layer 1|layer 1 has", words],
         );
         assert_eq!(Left::of(&node.path().join("store")), before, "{name}");
         assert!(!request.target.exists(), "{name}");
@@ -641,6 +652,15 @@ fn bombs_meet_a_limit_that_the_error_names() {
             "more than 3 ",
         ),
         (
+            "index",
+            &many,
+            Limits {
+                max_index_bytes: 100,
+                ..default()
+            },
+            "takes more than 100 bytes",
+        ),
+        (
             "path",
             &path,
             Limits {
@@ -656,7 +676,7 @@ fn bombs_meet_a_limit_that_the_error_names() {
                 max_depth: 4,
                 ..default()
             },
-            "4",
+            "it has more than 4 components",
         ),
     ];
     for (name, layers, limits, words) in cases {
@@ -671,10 +691,99 @@ fn bombs_meet_a_limit_that_the_error_names() {
             name,
             &error,
             ErrorKind::FailedPrecondition,
-            &["cannot stage layer 0", words],
+            &["cannot stage layer 1", words],
         );
         assert_eq!(Left::of(&root), before, "{name}");
         assert!(!node.target(name).exists(), "{name}");
+    }
+    still_works(&node);
+}
+
+/// Links of a lower layer that lead far beyond what one name could say: each
+/// is within the bounds, and all of them together are not.
+#[test]
+fn ways_through_links_of_lower_layers_meet_a_limit_that_the_error_names() {
+    let node = TestNode::new();
+    let deep = |count: usize| "/a".repeat(count);
+    let wide = format!("/{}", "n".repeat(200)).repeat(15);
+    let chain_of = |count: usize, way: &str| -> Layer {
+        let text = |n: usize| format!("l{}{way}", n + 1);
+        let last = way[1..].to_owned();
+        let target = |n| if n < count { text(n) } else { last.clone() };
+        (1..=count)
+            .map(|n| symlink(format!("l{n}"), target(n)))
+            .collect()
+    };
+    let cases: Vec<(&str, Layer, &[&str])> = vec![
+        (
+            "deep",
+            chain_of(2, &deep(300)),
+            &["more than 512 components"],
+        ),
+        ("long", chain_of(2, &wide), &["more than 4095 bytes"]),
+        (
+            "name",
+            chain_of(1, &format!("/{}", "n".repeat(300))),
+            &["more than 255 bytes"],
+        ),
+        // What stays where it is costs the same to follow.
+        (
+            "steps",
+            chain_of(3, &"/a/..".repeat(800)),
+            &["more than 4096 components"],
+        ),
+        (
+            "all of them",
+            chain_of(40, &deep(2040)),
+            &["more than 4096 components|more than 512 components"],
+        ),
+    ];
+    for (name, links, words) in cases {
+        let id = name.replace(' ', "-");
+        for (kind, upper) in [
+            ("file", vec![file("l1/x", b"x")]),
+            ("marker", vec![support::entry::whiteout("l1/x")]),
+            ("link", vec![hardlink("g", "l1/x")]),
+        ] {
+            let source = node.image(&format!("{id}-{kind}"), &[links.clone(), upper]);
+            let request = node.request(&format!("{name} {kind}"), &source, false);
+            let path = if kind == "link" { "g" } else { "l1" };
+            let words = [&["layer 2", path][..], words].concat();
+            refused(&node, &request, ErrorKind::FailedPrecondition, &words);
+        }
+    }
+    still_works(&node);
+}
+
+#[test]
+fn errors_about_long_names_fit_into_an_event() {
+    let node = TestNode::new();
+    let long = format!("{}/x", vec!["n".repeat(199); 20].join("/"));
+    for (name, upper, kind) in [
+        (
+            "missing",
+            vec![hardlink("g", &long)],
+            "which neither it nor",
+        ),
+        (
+            "long name",
+            vec![hardlink(&long, "no")],
+            "which neither it nor",
+        ),
+        (
+            "binary",
+            vec![hardlink(vec![0xff; 250], vec![0x1b; 250])],
+            "which neither it nor",
+        ),
+    ] {
+        let source = node.image(&name.replace(' ', "-"), &[vec![file("f", b"")], upper]);
+        let request = node.request(name, &source, false);
+        // Numbered from the lowest, which is 1, and named by what it consists of.
+        let words = ["layer 2 of diffID sha256:", "layer 2 has", kind];
+        refused(&node, &request, ErrorKind::FailedPrecondition, &words);
+        let error = node.volumes.publish(&request, &()).expect_err(name);
+        let text = chain(&error);
+        assert!(text.len() < 1024, "{name}: {} bytes: {text}", text.len());
     }
     still_works(&node);
 }
@@ -764,13 +873,19 @@ fn targets_that_cannot_be_used() {
 #[test]
 fn a_union_that_the_kernel_does_not_have() {
     let known = fs::read_to_string("/proc/filesystems").unwrap();
+    let node = TestNode::new();
+    let layers = good();
+    let mut request = node.request("aufs", &node.image("good", &layers), false);
+    request.union = UnionRequest::Aufs;
     if known.lines().any(|line| line.ends_with("\taufs")) {
-        // There it is a union like the other.
+        // A kernel that has it mounts it, and nothing else instead.
+        node.volumes.publish(&request, &()).unwrap();
+        let (expected, actual) = (flatten(&layers).unwrap(), read(&request.target).unwrap());
+        assert_same("aufs", &expected, &actual, Compared::ALL);
+        assert!(mount_types(&request.target).contains(&"aufs".to_owned()));
+        node.unpublish("aufs");
         return;
     }
-    let node = TestNode::new();
-    let mut request = node.request("aufs", &node.image("good", &good()), false);
-    request.union = UnionRequest::Aufs;
     // The second time from what was found out the first time.
     for _ in 0..2 {
         let words = ["aufs was asked for and cannot be used", "; "];
@@ -922,7 +1037,8 @@ fn a_disk_that_fills_up() {
     let source = node.image("small", &layers);
     let small = node.request("small", &source, false);
     // With so few pages left that another step fails each time.
-    let (mut failed, mut done) = (0, 0);
+    let (mut failed, mut done, mut partly) = (0, 0, 0);
+    let mut kept = BTreeSet::new();
     for pages in 0..64 {
         let ballast = disk.join("ballast");
         let filler = vec![1_u8; (free(&disk) - pages * 4096) as usize];
@@ -946,16 +1062,28 @@ fn a_disk_that_fills_up() {
                     &["No space left on device"],
                 );
                 failed += 1;
+                // No image, but the layers that were whole before it failed.
+                let left = Left::of(&root);
+                let is_known = |name: &String| !name.ends_with(".ref.json");
+                let images = |left: &Left| left.images.iter().filter(|name| is_known(name)).count();
+                assert_eq!(images(&left) > 0, done > 0, "{what}: {left:#?}");
+                partly += u32::from(done == 0 && !left.branches.is_empty());
             }
         }
         let left = Left::of(&root);
         left.is_whole(&what);
+        // The next try begins with what this one has verified.
+        assert!(left.branches.is_superset(&kept), "{what}: {left:#?}");
+        kept.clone_from(&left.branches);
         assert_eq!(left.volumes, before.volumes, "{what}");
         assert_eq!(left.mounts, before.mounts, "{what}");
         assert!(!small.target.exists(), "{what}");
         fs::remove_file(&ballast).unwrap();
     }
-    assert!(failed > 3 && done > 3, "{failed} failed, {done} done");
+    assert!(
+        failed > 3 && done > 3 && partly > 0,
+        "{failed} failed, {partly} of them after a commit, {done} done"
+    );
 
     volumes.publish(&small, &()).unwrap();
     let expected = flatten(&layers).unwrap();

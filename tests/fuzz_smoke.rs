@@ -4,7 +4,7 @@
 //! Real fuzzing, with coverage, is in `fuzz/`.
 
 use aufs_csi::host::mountinfo;
-use aufs_csi::image::{manifest, reference};
+use aufs_csi::image::{fuzz, manifest, reference};
 use aufs_csi::layer::{archive, decompress, index, seal};
 use aufs_csi::volume::attributes;
 
@@ -101,6 +101,38 @@ fn archive() {
 #[test]
 fn manifest() {
     smoke(&manifest::seeds(), 64, manifest::check);
+}
+
+#[test]
+fn image_archive() {
+    smoke(
+        &fuzz::image_archive::seeds(),
+        512,
+        fuzz::image_archive::check,
+    );
+}
+
+#[test]
+fn docker_manifest() {
+    smoke(
+        &fuzz::docker_manifest::seeds(),
+        16,
+        fuzz::docker_manifest::check,
+    );
+}
+
+#[test]
+fn docker_legacy() {
+    smoke(
+        &fuzz::docker_legacy::seeds(),
+        16,
+        fuzz::docker_legacy::check,
+    );
+}
+
+#[test]
+fn oci_layout() {
+    smoke(&fuzz::oci_layout::seeds(), 16, fuzz::oci_layout::check);
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod support;
 use aufs_csi::host::linux::LinuxHost;
 use aufs_csi::image::reference::Source;
 use aufs_csi::stage::StageOptions;
-use aufs_csi::volume::{PublishRequest, VolumeOptions, Volumes};
+use aufs_csi::volume::{Owner, PublishRequest, VolumeOptions, Volumes};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,7 @@ fn open() -> Volumes {
         run_dir: PathBuf::from("/dev/shm/power-run"),
         rootless: false,
         stage: StageOptions::default(),
+        host_proc: "/proc".into(),
     };
     Volumes::open(options, Arc::new(LinuxHost)).unwrap_or_else(|e| panic!("{}", chain(&e)))
 }
@@ -123,6 +124,8 @@ fn request(number: u64, source: &Source) -> PublishRequest {
         union: union(),
         mount_group: None,
         attributes: BTreeMap::new(),
+        owner: Owner::Plugin,
+        pod: None,
     }
 }
 
@@ -139,9 +142,7 @@ fn write() {
                 .unwrap_or_else(|e| panic!("{}", chain(&e)));
             fs::write(request.target.join("own"), "of the pod").unwrap();
             if number % 2 == 0 {
-                volumes
-                    .unpublish(&request.volume_id, &request.target)
-                    .unwrap();
+                volumes.unpublish_named(&request.volume_id).unwrap();
             }
             println!("published {number}");
         } else {
@@ -193,16 +194,14 @@ fn check() {
             assert_same(&format!("image {number}"), &expected, &tree, Compared::ALL);
             drop_caches();
         }
-        volumes
-            .unpublish(&request.volume_id, &request.target)
-            .unwrap();
+        volumes.unpublish_named(&request.volume_id).unwrap();
         forget(number);
     }
     println!("{found} images found and {anew} staged anew, all right");
     // The volumes that the cut took down are only records, and go.
     for volume in volumes.list().unwrap() {
         volumes
-            .unpublish(&volume.volume_id, &volume.target)
+            .unpublish_named(&volume.volume_id)
             .unwrap_or_else(|e| panic!("{}", chain(&e)));
     }
     let left = fs::read_dir(base().join("store/volumes")).unwrap().count();

@@ -26,11 +26,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aufs_csi::host::linux::LinuxHost;
-use aufs_csi::host::{Host, MountCall, MountFlags, OverlayInterface};
+use aufs_csi::host::{HeldBy, Host, MountCall, MountFlags, OverlayInterface};
 use aufs_csi::union::probe::{self, ProbeOptions, UnionRequest};
 use aufs_csi::union::{
     Backend, MountError, MountStep, UnmountError, VerifyError, mount, unmount, verify,
@@ -242,7 +242,7 @@ fn a_mount_that_fails_leaves_nothing() {
             let plan = bench.plan(&name, branches, false);
             let error = mount(&LinuxHost, &plan, &bench.features).unwrap_err();
             assert!(
-                matches!(error, MountError::InUse { .. }),
+                matches!(error, MountError::Call { .. }),
                 "{}",
                 chain(&error)
             );
@@ -332,6 +332,80 @@ fn a_union_that_is_mounted_elsewhere_too_is_recognised() {
     }
     unmount(&LinuxHost, &[&copy], PATIENCE).unwrap();
     bench.mount(&plan);
+    bench.unmount(&plan);
+}
+
+/// A process that ends with the test.
+struct Process(std::process::Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn whoever_holds_a_volume_is_named() {
+    let bench = Bench::new();
+    let plan = bench.plan("v", two_branches(&bench), false);
+    bench.mount(&plan);
+    let holders = || {
+        LinuxHost
+            .holders(Path::new("/proc"), &plan.target)
+            .unwrap()
+            .into_iter()
+            // Tests beside this one start processes, which have copies of all
+            // mounts for a moment.
+            .filter(|holder| ["cat", "sleep"].contains(&holder.command.as_str()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(holders(), []);
+
+    let mut inside = std::process::Command::new("cat");
+    inside.current_dir(&plan.target);
+    inside.stdin(std::process::Stdio::piped());
+    let inside = Process(inside.spawn().unwrap());
+    let [found] = &holders()[..] else {
+        panic!("the process inside: {:?}", holders());
+    };
+    assert_eq!((found.pid, &found.by), (inside.0.id(), &HeldBy::File));
+    drop(inside);
+
+    // As a container has it: under another name, and not under the one here.
+    let elsewhere = bench.directory("elsewhere");
+    let script = format!(
+        "mount --bind {target} {elsewhere} && umount {target} && echo there && exec sleep 60",
+        target = plan.target.display(),
+        elsewhere = elsewhere.display(),
+    );
+    let mut container = std::process::Command::new("unshare");
+    container.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+    container.stdout(std::process::Stdio::piped());
+    let mut container = Process(container.spawn().unwrap());
+    let mut line = String::new();
+    let stdout = container.0.stdout.take().unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).unwrap();
+    assert_eq!(line, "there\n");
+    // The shell becomes that program a moment later.
+    let began = std::time::Instant::now();
+    let found = loop {
+        if let [found] = &holders()[..] {
+            break found.clone();
+        }
+        assert!(began.elapsed() < PATIENCE, "the container: {:?}", holders());
+    };
+    assert_eq!(found.pid, container.0.id());
+    assert_eq!(found.by, HeldBy::Mount(elsewhere));
+    assert!(found.to_string().contains("(sleep), whose mount namespace"));
+    drop(container);
+
+    // A copy at the same place is no holder: it goes with the original.
+    let mut copy = std::process::Command::new("unshare");
+    copy.args(["--mount", "--propagation", "private", "sleep", "60"]);
+    let copy = Process(copy.spawn().unwrap());
+    assert_eq!(holders(), []);
+    drop(copy);
     bench.unmount(&plan);
 }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each benchmark uses another part")]
 #![allow(unreachable_pub, reason = "shared by several crates, public in none")]
 
+pub mod aims;
 pub mod image;
 pub mod measure;
 pub mod peers;

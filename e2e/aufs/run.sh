@@ -5,7 +5,8 @@
 #   AUFS_KERNEL=<bzImage> e2e/aufs/run.sh [tests] [power]
 #
 # The kernel is any with AUFS, overlay, ext4, virtio (PCI, block), initramfs,
-# two 8250 serial ports, and tmpfs with extended attributes, all built in.
+# two 8250 serial ports, and tmpfs with extended attributes, all built in. With
+# XFS built in too, a part of the suite runs with branches on that.
 #
 #   PROPTEST_CASES     inputs of each property; default 100, for emulation is slow
 #   POWER_CUTS         power cuts; default 3
@@ -43,6 +44,7 @@ install_programs() {
     command -v qemu-system-x86_64 >/dev/null || packages+=(qemu-system-x86)
     command -v cpio >/dev/null || packages+=(cpio)
     command -v mke2fs >/dev/null || packages+=(e2fsprogs)
+    command -v mkfs.xfs >/dev/null || packages+=(xfsprogs)
     # The shared one would need its libraries in the machine.
     if ! busybox=$(command -v busybox) || ldd "$busybox" >/dev/null 2>&1; then
         packages+=(busybox-static)
@@ -97,6 +99,13 @@ make_disk() {
     mke2fs -q -t ext4 -m 0 "$WORK/$1.img"
 }
 
+# The second disk, in every machine: which filesystems a kernel has shows only there.
+make_xfs_disk() {
+    rm -f "$WORK/xfs.img"
+    truncate -s 2G "$WORK/xfs.img"
+    mkfs.xfs -q "$WORK/xfs.img"
+}
+
 # start NAME DISK CACHE <<<JOB: boots with that job, sets `machine` and `log`.
 start() {
     local name=$1 disk=$2 cache=$3 job=$WORK/job
@@ -114,6 +123,7 @@ start() {
         -kernel "$AUFS_KERNEL" -initrd "$WORK/initramfs" \
         -append 'console=ttyS0 panic=-1 oops=panic random.trust_cpu=on' \
         -drive "file=$disk,if=virtio,format=raw,cache=$cache" \
+        -drive "file=$WORK/xfs.img,if=virtio,format=raw,cache=unsafe" \
         -display none -nodefaults -no-reboot \
         -serial "file:$kernel_log" -serial "file:$log" </dev/null &
     machine=$!
@@ -151,7 +161,8 @@ finish() {
     status=1
 }
 
-# The properties and tests, with branches on ext4 and on tmpfs.
+# The properties and tests, with branches on ext4, on tmpfs and on XFS. What AUFS
+# makes of a branch is the same on all; so a part is enough on the last two.
 run_tests() {
     local disk=$WORK/tests.img
     make_disk tests
@@ -167,6 +178,16 @@ export AUFS_CSI_TEST_DIR=/memory
 # namespace needs them.
 suite "meaning, tmpfs" AUFS_CSI_TEST_XATTRS=none meaning random_stacks
 suite "unions, tmpfs" unions $AUFS_VM_FILTER --skip a_user_namespace_can
+if grep -qw xfs /proc/filesystems; then
+    mkdir -p /xfs
+    need "the disk's XFS" mount -t xfs /dev/vdb /xfs
+    export AUFS_CSI_TEST_DIR=/xfs
+    suite "meaning, XFS" meaning $AUFS_VM_FILTER
+    suite "unions, XFS" unions $AUFS_VM_FILTER
+    umount /xfs
+else
+    echo "### result XFS: not tried, this kernel lacks it (CONFIG_XFS_FS=y)"
+fi
 JOB
     finish
 }
@@ -228,6 +249,7 @@ trap stop_machine EXIT
 install_programs
 rm -f "$WORK"/*.log
 make_root
+make_xfs_disk
 started=$SECONDS
 status=0
 for job in "${jobs[@]}"; do

@@ -1,7 +1,7 @@
 //! Writes the seeds of every target to `corpus/<target>/`, next to this crate's manifest.
 
 use aufs_csi::host::mountinfo;
-use aufs_csi::image::{manifest, reference};
+use aufs_csi::image::{fuzz, manifest, reference};
 use aufs_csi::layer::{archive, decompress, index, seal};
 use aufs_csi::volume::attributes;
 use std::path::Path;
@@ -9,6 +9,10 @@ use std::path::Path;
 fn main() -> std::io::Result<()> {
     write("archive", &archive::forge::seeds())?;
     write("manifest", &manifest::seeds())?;
+    write("image_archive", &fuzz::image_archive::seeds())?;
+    write("docker_manifest", &fuzz::docker_manifest::seeds())?;
+    write("docker_legacy", &fuzz::docker_legacy::seeds())?;
+    write("oci_layout", &fuzz::oci_layout::seeds())?;
     write("reference", &reference::seeds())?;
     write("mountinfo", &mountinfo::seeds())?;
     write("attributes", &attributes::seeds())?;

@@ -17,8 +17,13 @@ pub(super) struct Args {
     output: OutputArgs,
 }
 
-pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
-    let report = volumes.check();
+pub(super) fn run(opened: Result<Volumes, CliError>, args: &Args) -> Result<(), CliError> {
+    let report = match opened {
+        Ok(volumes) => volumes.check(),
+        // It is asked for just in order to hear such things.
+        Err(CliError::Open { source, .. }) => CheckReport::of_unopened(&source),
+        Err(error) => return Err(error),
+    };
     match args.output.output {
         Output::Json => output::json(&report)?,
         Output::Text => output::to_stdout(|out| text(out, &report))?,

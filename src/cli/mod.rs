@@ -236,7 +236,7 @@ impl Cli {
                     _ => Err(CliError::Configuration(faults)),
                 }
             }
-            Command::Check(args) => check::run(&opened(common, faults)?, &args),
+            Command::Check(args) => check::run(opened(common, faults), &args),
             Command::Stage(args) => stage::run(&opened(common, faults)?, &args),
             Command::Mount(args) => mount::run(&opened(common, faults)?, &args),
             Command::Unmount(args) => unmount::run(&opened(common, faults)?, &args),

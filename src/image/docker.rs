@@ -10,7 +10,9 @@ use super::reference::{ArchiveSelector, ImageName};
 use super::{Image, ImageSource, LayerDescriptor, printable};
 use std::io::Read;
 
-mod legacy;
+#[cfg(any(test, feature = "testing"))]
+pub mod check;
+pub(super) mod legacy;
 
 const MANIFEST_FILE: &str = "manifest.json";
 /// The most names of one image in an archive.

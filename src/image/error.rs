@@ -216,7 +216,7 @@ pub enum SourceError {
         layer: String,
     },
     /// The image has no such layer.
-    #[error("image has {layers} layers, and layer {index} was asked for")]
+    #[error("image has {layers} layers, and layer {} was asked for", index + 1)]
     LayerIndex {
         /// Which layer, from 0.
         index: usize,

@@ -288,5 +288,27 @@ impl Files {
     }
 }
 
+/// A file in memory, for checks that read many small ones.
+#[cfg(any(test, feature = "testing"))]
+#[expect(clippy::expect_used, reason = "without a file nothing is checked")]
+pub(super) fn memory(bytes: &[u8]) -> File {
+    use std::os::unix::fs::FileExt;
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = rustix::fs::memfd_create("file", flags).map(File::from);
+    let file = file.expect("make a file in memory");
+    file.write_all_at(bytes, 0).expect("write a file in memory");
+    file
+}
+
+/// The archive that these bytes are.
+#[cfg(any(test, feature = "testing"))]
+pub(super) fn archive_of(bytes: &[u8]) -> Result<Files, SourceError> {
+    let path = PathBuf::from("archive.tar");
+    match TarMembers::list(memory(bytes), bytes.len() as u64) {
+        Ok(members) => Ok(Files::Archive { path, members }),
+        Err(source) => Err(SourceError::Tar { path, source }),
+    }
+}
+
 #[cfg(test)]
 mod tests;

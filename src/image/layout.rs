@@ -13,6 +13,9 @@ use super::{Image, ImageSource, printable};
 use std::collections::HashSet;
 use std::io::Read;
 
+#[cfg(any(test, feature = "testing"))]
+pub mod check;
+
 const LAYOUT_FILE: &str = "oci-layout";
 const INDEX_FILE: &str = "index.json";
 

@@ -91,18 +91,18 @@ pub enum ManifestError {
     },
     /// A layer whose bytes are elsewhere than in the image.
     #[error(
-        "layer {index} is non-distributable ({media_type:?}): its content is not part of the image"
+        "layer {} is non-distributable ({media_type:?}): its content is not part of the image", index + 1
     )]
     ForeignLayer {
-        /// Which layer, 0 the lowest.
+        /// Which layer, 0 the lowest; the text counts from 1.
         index: usize,
         /// Its media type.
         media_type: String,
     },
     /// A layer of a kind that cannot be unpacked.
-    #[error("layer {index} has the unsupported media type {media_type:?}")]
+    #[error("layer {} has the unsupported media type {media_type:?}", index + 1)]
     LayerType {
-        /// Which layer, 0 the lowest.
+        /// Which layer, 0 the lowest; the text counts from 1.
         index: usize,
         /// Its media type, shortened.
         media_type: String,
@@ -387,7 +387,7 @@ fn manifest_layer(index: usize, raw: RawDescriptor) -> Result<ManifestLayer, Man
         }
     };
     Ok(ManifestLayer {
-        digest: parse_digest(&raw.digest, || format!("layer {index}"))?,
+        digest: parse_digest(&raw.digest, || format!("layer {}", index + 1))?,
         size: raw.size,
         compression,
     })

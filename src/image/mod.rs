@@ -23,8 +23,17 @@ pub mod manifest;
 pub mod platform;
 pub mod reference;
 mod resolve;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub(crate) mod testdata;
+
+/// What fuzz targets check of the parsers that nothing outside of here uses.
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz {
+    pub use super::docker::check as docker_manifest;
+    pub use super::docker::legacy::check as docker_legacy;
+    pub use super::files::tar::check as image_archive;
+    pub use super::layout::check as oci_layout;
+}
 
 pub use error::SourceError;
 pub use files::tar::TarError;

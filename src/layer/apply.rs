@@ -3,9 +3,10 @@
 //!
 //! Nothing is decided here: sealing says what is to be done, and what it did
 //! not expect to find (a name that exists, a directory that is missing) is an
-//! error rather than repaired. Directories keep the bare metadata that the
-//! unpacker gave them; [`finish_directories`](super::unpack::finish_directories)
-//! is the step after this one.
+//! error rather than repaired. Directories may have their metadata already;
+//! [`refinish_directories`](super::unpack::refinish_directories) is the step
+//! after this one, for edits touch the times of directories, and what is made
+//! inherits from them.
 
 mod copy;
 #[cfg(test)]
@@ -14,15 +15,14 @@ mod tests;
 use super::index::{self, Attrs};
 use super::seal::Edit;
 use super::tree::{Cursor, EnterError, MetadataError, Ownership, PathText};
-use copy::Copier;
 pub use copy::CopyFault;
+use copy::{Copier, Directories};
 use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags, fsetxattr, linkat, makedev, mkdirat,
-    mknodat, openat, renameat, renameat_with, statat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, XattrFlags, fsetxattr, linkat, makedev,
+    mkdirat, mknodat, openat, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
-use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::error::Error;
 use std::io;
@@ -113,9 +113,9 @@ pub enum ApplyError {
         path: PathText,
     },
     /// A lower layer's directory could not be opened.
-    #[error("cannot open layer {layer} to copy {path} from it")]
+    #[error("cannot open layer {} to copy {path} from it", layer + 1)]
     Layer {
-        /// Its place in the image, 0 the lowest.
+        /// Its place in the image, 0 the lowest; the text counts from 1.
         layer: usize,
         /// What was to be copied.
         path: PathText,
@@ -183,16 +183,18 @@ pub struct ApplyStats {
     pub copied_bytes: u64,
 }
 
-/// Makes `edits`, in their order, on the layer's directory `root`.
+/// Makes `edits`, in their order, on the layer's directory `root`. `fresh` is a
+/// directory on the same filesystem that no metadata was given to.
 ///
 /// `lower` opens the directory of another layer of the image to copy from it.
 /// `directories` is given the metadata of every [`Edit::Directory`], to be
-/// merged into what `finish_directories` gets.
+/// merged into what `refinish_directories` gets.
 ///
 /// # Errors
 /// [`ApplyError`] at the first edit that fails.
 pub fn apply<E: Into<Box<dyn Error + Send + Sync>>>(
     root: BorrowedFd<'_>,
+    fresh: BorrowedFd<'_>,
     edits: impl Iterator<Item = Result<Edit, E>>,
     format: Format,
     ownership: Ownership,
@@ -203,7 +205,7 @@ pub fn apply<E: Into<Box<dyn Error + Send + Sync>>>(
         here: cursor(root)?,
         there: cursor(root)?,
         layers: VecDeque::new(),
-        copier: Copier::new(root, ownership)?,
+        copier: Copier::new(fresh, Directories::Finished, ownership)?,
         format,
         stats: ApplyStats::default(),
     };
@@ -379,25 +381,26 @@ pub struct CopyNode {
     pub inode: u64,
 }
 
-/// Copies the branch directory `from`, node by node, into the directory `to`.
-/// Directories are then as after unpacking: without metadata.
+/// Copies the branch directory `from`, node by node, into the directory `to`,
+/// whose directories are without metadata, and stay so, as after unpacking.
+///
+/// `aside` is an empty directory on the same filesystem as `to`. Inodes of which
+/// more names may come have one there meanwhile, for memory does not hold them;
+/// those that are left in the end are the caller's to remove.
 ///
 /// # Errors
 /// [`ApplyError`] at the first node that fails.
 pub fn copy_nodes<E: Into<Box<dyn Error + Send + Sync>>>(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
+    aside: BorrowedFd<'_>,
     nodes: impl Iterator<Item = Result<CopyNode, E>>,
     ownership: Ownership,
 ) -> Result<ApplyStats, ApplyError> {
     let mut source = cursor(from)?;
     let mut here = cursor(to)?;
-    let mut there = cursor(to)?;
-    let mut copier = Copier::new(to, ownership)?;
+    let mut copier = Copier::new(to, Directories::Bare, ownership)?;
     let mut stats = ApplyStats::default();
-    // First copy of each inode that has further names in the source, and how
-    // many of those are to come. So only as much is kept as is linked.
-    let mut linked: HashMap<u64, (Vec<u8>, u64)> = HashMap::new();
     for node in nodes {
         let node = node.map_err(|error| ApplyError::List {
             source: error.into(),
@@ -411,22 +414,36 @@ pub fn copy_nodes<E: Into<Box<dyn Error + Send + Sync>>>(
             }
             continue;
         }
-        if let Some((first, names)) = linked.get_mut(&node.inode) {
-            let source = enter(&mut there, first)?;
+        let link_error = |source| edit_error(Step::Link, &node.to, source);
+        let (from, to) = (index::name(&node.from), index::name(&node.to));
+        let names = {
+            let directory = enter(&mut source, &node.from)?;
+            let stat = statat(directory, from, AtFlags::SYMLINK_NOFOLLOW);
+            names(&stat.map_err(|source| copy_error(&node, source))?)
+        };
+        let kept = format!("{:x}", node.inode);
+        if names > 1 {
             let directory = enter(&mut here, &node.to)?;
-            let (old, new) = (index::name(first), index::name(&node.to));
-            linkat(source, old, directory, new, AtFlags::empty())
-                .map_err(|source| edit_error(Step::Link, &node.to, source))?;
-            *names -= 1;
-            if *names == 0 {
-                linked.remove(&node.inode);
+            match statat(aside, &kept, AtFlags::SYMLINK_NOFOLLOW) {
+                // The last one takes the name that was kept, so that there are
+                // never more names than in the source.
+                Ok(copy) if self::names(&copy) >= names => {
+                    renameat(aside, &kept, directory, to).map_err(link_error)?;
+                    continue;
+                }
+                Ok(_) => {
+                    linkat(aside, &kept, directory, to, AtFlags::empty()).map_err(link_error)?;
+                    continue;
+                }
+                Err(Errno::NOENT) => {}
+                Err(source) => return Err(link_error(source)),
             }
-            continue;
         }
         copy_one(&mut copier, &mut source, &node.from, &mut here, &node.to)?;
         stats.copied += 1;
-        if copier.links > 1 {
-            linked.insert(node.inode, (node.to, copier.links - 1));
+        if names > 1 {
+            let directory = enter(&mut here, &node.to)?;
+            linkat(directory, to, aside, &kept, AtFlags::empty()).map_err(link_error)?;
         }
     }
     stats.copied_bytes = copier.bytes;
@@ -475,6 +492,25 @@ fn edit_error(step: Step, path: &[u8], source: Errno) -> ApplyError {
         path: path.into(),
         source: source.into(),
     }
+}
+
+fn copy_error(node: &CopyNode, source: Errno) -> ApplyError {
+    ApplyError::Copy {
+        from: node.from[..].into(),
+        to: node.to[..].into(),
+        source: CopyFault::Open {
+            source: source.into(),
+        },
+    }
+}
+
+/// Names of an inode.
+fn names(stat: &Stat) -> u64 {
+    // A link count has 32 or 64 bits, by architecture.
+    fn widen(count: impl Into<u64>) -> u64 {
+        count.into()
+    }
+    widen(stat.st_nlink)
 }
 
 fn is_directory(directory: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {

@@ -22,8 +22,8 @@
 //! * Links, devices, fifos and directories have no data, whatever size they claim.
 //! * Two extension headers of one kind for one member, a PAX `path` beside a
 //!   different GNU long name, an extension header with no member after it, and
-//!   members' own properties (`path`, `linkpath`, `size`, sparse maps) in a
-//!   global header are errors.
+//!   members' own properties (`path`, `linkpath`, `size`, extended attributes,
+//!   sparse maps) in a global header are errors.
 //! * Global headers do apply otherwise, beneath the local ones.
 //! * Type `D` (GNU dump directory) is a directory whose list of names is skipped;
 //!   `V` (volume label) is skipped; `M` (continuation) and every type not

@@ -10,15 +10,18 @@
 //! that a directory is followed at once by everything beneath it.
 
 mod builder;
+pub(crate) mod cache;
 #[cfg(any(test, feature = "testing"))]
 pub mod check;
 pub(crate) mod codec;
 mod log;
 mod reader;
+pub(crate) mod sort;
 
 pub use builder::Builder;
 pub use log::RecordLog;
 pub use reader::{Cursor, Index};
+pub use sort::IndexTooLarge;
 
 use super::archive::Timestamp;
 use std::cmp::Ordering;

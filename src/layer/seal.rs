@@ -31,9 +31,13 @@ mod walk;
 pub use edits::{Edit, EditLog, EditReader};
 pub use flatten::{Visible, flatten};
 
-use super::index::{Attrs, Index};
+use super::index::cache::Cache;
+use super::index::{Attrs, Index, IndexTooLarge};
+use super::limits::Limits;
+use super::tree::PathText;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 /// What the markers of a branch look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -75,92 +79,181 @@ pub enum SealError {
     },
     /// A hard link whose target no layer has.
     #[error(
-        "layer {layer} has a hard link {link:?} to {target:?}, which neither it nor a layer below it has"
+        "layer {layer} has a hard link {link} to {target}, which neither it nor a layer below it has"
     )]
     LinkTargetMissing {
         /// The layer.
         layer: usize,
         /// The link.
-        link: String,
+        link: PathText,
         /// Its target.
-        target: String,
+        target: PathText,
     },
     /// A hard link to something that the same layer removes.
-    #[error("layer {layer} has a hard link {link:?} to {target:?}, which the same layer removes")]
+    #[error("layer {layer} has a hard link {link} to {target}, which the same layer removes")]
     LinkTargetRemoved {
         /// The layer.
         layer: usize,
         /// The link.
-        link: String,
+        link: PathText,
         /// Its target.
-        target: String,
+        target: PathText,
     },
     /// A hard link to a directory.
-    #[error("layer {layer} has a hard link {link:?} to the directory {target:?}")]
+    #[error("layer {layer} has a hard link {link} to the directory {target}")]
     LinkToDirectory {
         /// The layer.
         layer: usize,
         /// The link.
-        link: String,
+        link: PathText,
         /// Its target.
-        target: String,
+        target: PathText,
     },
     /// Links of the layers below that lead to each other, on the way of an entry.
-    #[error("layer {layer} has entries below {path:?}, where links lead in a circle")]
+    #[error("layer {layer} has entries below {path}, where links lead in a circle")]
     LinkLoop {
         /// The layer.
         layer: usize,
         /// Where.
-        path: String,
+        path: PathText,
+    },
+    /// Links of the layers below, one after the other, on the way of an entry.
+    #[error("layer {layer} has entries below {path}, which pass more than {limit} symbolic links")]
+    TooManyLinks {
+        /// The layer.
+        layer: usize,
+        /// Where.
+        path: PathText,
+        /// The limit.
+        limit: usize,
+    },
+    /// Links of the layers below that lead over very long ways.
+    #[error(
+        "layer {layer} has {path}, whose way passes more than {limit} components of symbolic links"
+    )]
+    TooManySteps {
+        /// The layer.
+        layer: usize,
+        /// The entry, or the directory that it is in.
+        path: PathText,
+        /// The limit.
+        limit: usize,
+    },
+    /// [`Limits::max_depth`], links of the layers below followed.
+    #[error(
+        "layer {layer} has {path}, which symbolic links lead to a path of more than {limit} components"
+    )]
+    TooDeep {
+        /// The layer.
+        layer: usize,
+        /// The entry, or the directory that it is in.
+        path: PathText,
+        /// The limit.
+        limit: usize,
+    },
+    /// [`Limits::max_path_bytes`], links of the layers below followed.
+    #[error(
+        "layer {layer} has {path}, which symbolic links lead to a path of more than {limit} bytes"
+    )]
+    TooLong {
+        /// The layer.
+        layer: usize,
+        /// The entry, or the directory that it is in.
+        path: PathText,
+        /// The limit.
+        limit: usize,
+    },
+    /// [`Limits::max_index_bytes`], what sealing adds included.
+    #[error(
+        "layer {layer} has so much that is settled by the layers below it that it takes more than {limit} bytes"
+    )]
+    IndexTooLarge {
+        /// The layer.
+        layer: usize,
+        /// The limit.
+        limit: u64,
+    },
+    /// A component that no Linux filesystem takes, in a link of the layers below.
+    #[error(
+        "layer {layer} has {path}, which symbolic links lead to a name of more than {limit} bytes"
+    )]
+    NameTooLong {
+        /// The layer.
+        layer: usize,
+        /// The entry, or the directory that it is in.
+        path: PathText,
+        /// The limit.
+        limit: usize,
     },
     /// A layer that uses one name for several things, such that what it means
     /// hangs on a link of the layers below and is not kept when it is unpacked
     /// alone. No tool is known to write such a layer.
     #[error(
-        "layer {layer} has entries below {path:?}, passes through a link there, and replaces the name itself: such a layer cannot be unpacked; build the image again"
+        "layer {layer} has entries below {path}, passes through a link there, and replaces the name itself: such a layer cannot be unpacked; build the image again"
     )]
     Unsettled {
         /// The layer.
         layer: usize,
         /// Where.
-        path: String,
+        path: PathText,
     },
     /// What overlayfs would take for a whiteout.
     #[error(
-        "layer {layer} has a character device 0:0 at {path:?}, which overlayfs takes for a deletion mark; AUFS can mount this image"
+        "layer {layer} has a character device 0:0 at {path}, which overlayfs takes for a deletion mark; AUFS can mount this image"
     )]
     NullDevice {
         /// The layer.
         layer: usize,
         /// The device.
-        path: String,
+        path: PathText,
     },
     /// A name that AUFS lists and cannot open.
     #[error(
-        "layer {layer} has a name of {length} bytes at {path:?}; AUFS takes at most 242, overlayfs can mount this image"
+        "layer {layer} has a name of {length} bytes at {path}; AUFS takes at most 242, overlayfs can mount this image"
     )]
     LongName {
         /// The layer.
         layer: usize,
         /// The path.
-        path: String,
+        path: PathText,
         /// Bytes of its last component.
         length: usize,
     },
 }
 
 impl SealError {
-    fn index(layer: usize) -> impl FnOnce(io::Error) -> SealError {
-        move |source| SealError::Index {
-            layer: layer + 1,
-            source,
+    /// The layer that it is about, the lowest is 1.
+    pub fn layer(&self) -> usize {
+        match self {
+            SealError::Index { layer, .. }
+            | SealError::LinkTargetMissing { layer, .. }
+            | SealError::LinkTargetRemoved { layer, .. }
+            | SealError::LinkToDirectory { layer, .. }
+            | SealError::LinkLoop { layer, .. }
+            | SealError::TooManyLinks { layer, .. }
+            | SealError::TooManySteps { layer, .. }
+            | SealError::TooDeep { layer, .. }
+            | SealError::TooLong { layer, .. }
+            | SealError::NameTooLong { layer, .. }
+            | SealError::IndexTooLarge { layer, .. }
+            | SealError::Unsettled { layer, .. }
+            | SealError::NullDevice { layer, .. }
+            | SealError::LongName { layer, .. } => *layer,
         }
     }
-}
 
-/// Foreign bytes as text for a message.
-fn show(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).into_owned()
+    fn index(layer: usize) -> impl FnOnce(io::Error) -> SealError {
+        move |source| match IndexTooLarge::of(&source) {
+            Some(IndexTooLarge { limit }) => SealError::IndexTooLarge {
+                layer: layer + 1,
+                limit,
+            },
+            None => SealError::Index {
+                layer: layer + 1,
+                source,
+            },
+        }
+    }
 }
 
 /// An image's sealed form: what to change in each layer's directory, and how
@@ -179,14 +272,17 @@ pub struct Sealed {
     pub root: Attrs,
 }
 
-/// Seals a stack of layers, lowest first. `scratch` gives empty temporary files
-/// (for edit logs and rewritten indexes), best without names.
+/// Seals a stack of layers, lowest first. Of the `limits`, those of paths hold
+/// also for where links of lower layers lead. `scratch` gives empty temporary
+/// files (for edit logs and rewritten indexes), best without names.
 pub fn seal(
     layers: &[Index],
     format: Format,
+    limits: &Limits,
     scratch: &dyn Fn() -> io::Result<File>,
 ) -> Result<Sealed, SealError> {
-    let mut effective: Vec<Index> = layers.to_vec();
+    let cache = Arc::new(Cache::default());
+    let mut effective: Vec<Index> = layers.iter().map(|layer| layer.cached(&cache)).collect();
     let mut edits = Vec::with_capacity(layers.len());
     for layer in 0..layers.len() {
         let log = scratch()
@@ -202,6 +298,7 @@ pub fn seal(
             &effective[layer],
             &effective[..layer],
             &mut edits[layer],
+            limits,
             scratch,
         )?;
         next = layer + 1;
@@ -262,7 +359,7 @@ fn refuse_unfit(layers: &[Index], format: Format) -> Result<(), SealError> {
                 (Format::Aufs, Some(_)) if length > super::index::AUFS_NAME_MAX => {
                     return Err(SealError::LongName {
                         layer: layer + 1,
-                        path: show(&record.path),
+                        path: record.path[..].into(),
                         length,
                     });
                 }
@@ -276,7 +373,7 @@ fn refuse_unfit(layers: &[Index], format: Format) -> Result<(), SealError> {
                 ) => {
                     return Err(SealError::NullDevice {
                         layer: layer + 1,
-                        path: show(&record.path),
+                        path: record.path[..].into(),
                     });
                 }
                 _ => {}

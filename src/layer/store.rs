@@ -28,6 +28,8 @@
 mod commit;
 mod ingest;
 mod records;
+#[cfg(test)]
+mod tests;
 
 pub use ingest::Ingest;
 pub(crate) use records::hex;
@@ -36,6 +38,7 @@ pub use records::{
 };
 
 use crate::layer::steps;
+use crate::layer::tree::metadata::hand_down_nothing;
 use crate::layer::tree::{RemoveError, errno_in_chain, remove_tree};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -274,9 +277,14 @@ impl Store {
     }
 
     /// Waits until everything in the store's filesystem is on disk.
+    ///
+    /// A write-back error is told once to each descriptor that was open when it
+    /// happened, and not to one that is opened after somebody else was told
+    /// (`file_sample_sb_err` in `do_dentry_open`). A fresh descriptor would
+    /// miss an error of what was written here a moment ago, if only anything
+    /// else on the machine ran `sync` since; so it is one from before.
     fn sync(&self) -> Result<(), StoreError> {
-        let dir = open_dir(&self.root).map_err(StoreError::io("open", &self.root))?;
-        rustix::fs::syncfs(&dir)
+        rustix::fs::syncfs(&self.lock)
             .map_err(io::Error::from)
             .map_err(StoreError::io("flush", &self.root))
     }
@@ -314,6 +322,7 @@ fn create(root: &Path, rootless: bool) -> Result<(), StoreError> {
     // A setuid file in a branch must be out of reach of the node's users.
     fs::set_permissions(root, fs::Permissions::from_mode(0o700))
         .map_err(StoreError::io("protect", root))?;
+    bare(root)?;
     for name in ["diff", "layers", "images", "ingest", "volumes"] {
         let path = root.join(name);
         steps::before("make a directory of the store");
@@ -338,6 +347,14 @@ fn create(root: &Path, rootless: bool) -> Result<(), StoreError> {
         },
         true,
     )
+}
+
+/// Takes the default access control list from a directory of the store. One that
+/// somebody gave to a directory above it would be handed down to every file.
+fn bare(path: &Path) -> Result<(), StoreError> {
+    open_dir(path)
+        .and_then(|dir| hand_down_nothing(dir.as_fd()))
+        .map_err(StoreError::io("remove the default ACL of", path))
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {

@@ -39,7 +39,8 @@ const DESCEND: OFlags = OFlags::PATH
 pub struct PathText(Vec<u8>);
 
 impl PathText {
-    /// Bytes that are shown; error texts end up in Kubernetes events of 1 KiB.
+    /// Bytes that are shown, escapes included: error texts end up in Kubernetes
+    /// events of 1 KiB.
     const MAX_SHOWN: usize = 256;
 
     /// The path, unescaped.
@@ -59,23 +60,29 @@ impl fmt::Display for PathText {
         if self.0.is_empty() {
             return formatter.write_str("/");
         }
-        let shown = &self.0[..self.0.len().min(Self::MAX_SHOWN)];
-        for chunk in shown.utf8_chunks() {
+        let mut text = String::new();
+        let mut shown = 0;
+        for chunk in self.0.utf8_chunks() {
             for character in chunk.valid().chars() {
                 if character.is_control() || character == '\\' {
-                    write!(formatter, "{}", character.escape_default())?;
+                    text.extend(character.escape_default());
                 } else {
-                    write!(formatter, "{character}")?;
+                    text.push(character);
                 }
+                if text.len() > Self::MAX_SHOWN {
+                    return write!(formatter, "{}…", &text[..shown]);
+                }
+                shown = text.len();
             }
             for byte in chunk.invalid() {
-                write!(formatter, "\\x{byte:02x}")?;
+                text.push_str(&format!("\\x{byte:02x}"));
+                if text.len() > Self::MAX_SHOWN {
+                    return write!(formatter, "{}…", &text[..shown]);
+                }
+                shown = text.len();
             }
         }
-        if shown.len() < self.0.len() {
-            formatter.write_str("…")?;
-        }
-        Ok(())
+        formatter.write_str(&text)
     }
 }
 
@@ -377,5 +384,9 @@ mod tests {
         assert_eq!(PathText::from(&b""[..]).to_string(), "/");
         let long = PathText::from(&[b'x'; 5000][..]).to_string();
         assert!(long.ends_with('…') && long.len() < 300);
+        for byte in [0x1b, 0xff, b'\\'] {
+            let long = PathText::from(&[byte; 5000][..]).to_string();
+            assert!(long.ends_with('…') && long.len() < 300, "{long}");
+        }
     }
 }

@@ -28,15 +28,15 @@ mod resolve;
 #[cfg(test)]
 mod tests;
 
-pub use directories::{FinishError, finish_directories};
+pub use directories::{FinishError, finish_directories, refinish_directories};
 pub use error::UnpackError;
 pub use name::NameError;
 
 use super::archive::{Entry, EntryKind};
 use super::index::{self, Attrs, Record, SpecialKind};
 use super::limits::Limits;
-use super::tree::metadata::Reader;
-use super::tree::{Cursor, Ownership, PathText, remove_tree};
+use super::tree::metadata::{DEFAULT_ACL, Reader, hand_down_nothing};
+use super::tree::{Cursor, MetadataError, Ownership, PathText, remove_tree};
 use super::{EntrySink, RecordSink};
 use create::{Target, write_at};
 use name::Meaning;
@@ -103,12 +103,19 @@ impl<R: RecordSink> Unpacker<R> {
     /// to be mounted: extended attributes of links go through it.
     ///
     /// # Errors
-    /// [`UnpackError::Metadata`] if `root`'s extended attributes cannot be listed.
+    /// [`UnpackError::Metadata`] if `root`'s extended attributes cannot be listed,
+    /// or the default access control list not be taken from it.
     pub fn new(root: OwnedFd, records: R, options: Options) -> Result<Self, UnpackError> {
-        let reader = Reader::new(root.as_fd()).map_err(|source| UnpackError::Metadata {
-            path: root_text(),
-            source,
-        })?;
+        let reader = hand_down_nothing(root.as_fd())
+            .map_err(|source| MetadataError::RemoveXattr {
+                name: DEFAULT_ACL.into(),
+                source,
+            })
+            .and_then(|()| Reader::new(root.as_fd()))
+            .map_err(|source| UnpackError::Metadata {
+                path: root_text(),
+                source,
+            })?;
         Ok(Unpacker {
             cursor: Cursor::new(root),
             records,

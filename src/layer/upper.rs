@@ -1,9 +1,9 @@
-//! A writable layer seen as a plain directory: how much it holds, and what a
-//! crash of the machine leaves in one of AUFS. A pod fills it as it likes, so no
-//! link is followed and depth is bounded.
+//! A writable layer seen as a plain directory: how much it holds, what a crash of
+//! the machine leaves in one of AUFS, and what overlayfs remembers of the branches
+//! below. A pod fills it as it likes, so no link is followed and depth is bounded.
 
 use super::tree::PathText;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawDir, openat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawDir, fremovexattr, openat, statat};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::io;
@@ -31,6 +31,12 @@ const PSEUDO_LINKS: &[u8] = b".wh..wh.plnk";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// The file of which whiteouts are hard links.
 const BASE: &[u8] = b".wh..wh.aufs";
+
+/// Where overlayfs keeps, at the root of a writable layer, which directory the
+/// uppermost branch was: `OVL_XATTR_ORIGIN` of fs/overlayfs/overlayfs.h.
+const ORIGIN: &str = "trusted.overlay.origin";
+/// The same for a mount with `userxattr`.
+const USER_ORIGIN: &str = "user.overlay.origin";
 
 /// What a writable layer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -200,6 +206,17 @@ pub fn put_right(upper: BorrowedFd<'_>) -> Result<u64, UpperError> {
         let path = super::index::join(&level.path, &name);
         let fd = open(level.fd.as_fd(), &name).map_err(failed("open", &path))?;
         levels.push(mend(fd, path, &mut removed)?);
+    }
+}
+
+/// Lets overlayfs mount the layer on branches that are the same and were written
+/// anew. With `index=on` it compares the directory by its inode and says ESTALE
+/// for any other one. It notes the one that it finds when there is none.
+pub fn forget_origin(upper: BorrowedFd<'_>, user_xattr: bool) -> Result<(), UpperError> {
+    let name = if user_xattr { USER_ORIGIN } else { ORIGIN };
+    match fremovexattr(upper, name) {
+        Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => Ok(()),
+        Err(errno) => Err(failed("remove trusted.overlay.origin of", b".")(errno)),
     }
 }
 

@@ -1,16 +1,16 @@
 //! From an unpacked layer and its edits to a committed branch.
 
-use super::error::StageError;
+use super::error::{Layers, StageError};
 use super::progress::Progress;
 use super::sink::directories;
 use super::{Place, Stager, Unpacked};
 use crate::image::{Image, ImageSource};
-use crate::layer::apply::{self, ApplyError, CopyNode};
+use crate::layer::apply::{self, CopyNode};
 use crate::layer::index::{Attrs, Builder, Index, Node, Record, RecordLog, Summary};
 use crate::layer::ingest::StageTimes;
 use crate::layer::seal::{self, Edit, EditLog, Format, SealError, Sealed, Visible};
 use crate::layer::store::{BranchId, BranchRecord, Ingest, unique};
-use crate::layer::unpack::finish_directories;
+use crate::layer::unpack::{finish_directories, refinish_directories};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -92,7 +92,7 @@ impl Stager<'_> {
         let unpacked = match places.remove(&diff_id) {
             Some(Place::Fresh(unpacked)) => unpacked,
             Some(Place::Stored(branch)) if branch.additive => {
-                self.copy_branch(&branch, &indexes[number], work)?
+                self.copy_branch(image, number, &branch, &indexes[number], work)?
             }
             // Only in a form in which its content was moved about.
             Some(Place::Stored(_)) | None => self
@@ -104,7 +104,7 @@ impl Stager<'_> {
                 })?,
         };
         if !edits.is_empty() {
-            self.edit(number, &unpacked.tree, format, ids, sealed, work)?;
+            self.edit(image, number, &unpacked.tree, format, ids, sealed, work)?;
         }
         let id = ids[number].clone();
         let record = BranchRecord {
@@ -128,8 +128,13 @@ impl Stager<'_> {
     }
 
     /// Makes the edits of one layer in its directory.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of make_branch, with its state"
+    )]
     fn edit(
         &self,
+        image: &Image,
         number: usize,
         tree: &Path,
         format: Format,
@@ -138,6 +143,7 @@ impl Stager<'_> {
         work: &Ingest,
     ) -> Result<(), StageError> {
         let root = open_dir(tree)?;
+        let fresh = open_dir(work.path())?;
         let mut attrs = work
             .scratch()
             .and_then(EditLog::new)
@@ -150,6 +156,7 @@ impl Stager<'_> {
         };
         apply::apply(
             root.as_fd(),
+            fresh.as_fd(),
             sealed.edits[number].read(),
             apply_format(format),
             self.ownership,
@@ -162,21 +169,23 @@ impl Stager<'_> {
             },
         )
         .map_err(|source| StageError::Apply {
-            layer: number + 1,
+            layer: Layers::one(image, number),
             source,
         })?;
         attrs.finish().map_err(work_error(tree))?;
-        // Markers and moves touched the times of directories; and what the
-        // layer only implied gets what is below it.
+        // Markers and moves touched the times of directories, and new ones have
+        // what finished ones handed down to them; and what the layer only
+        // implied gets what is below it.
         let own = directories(&sealed.effective[number]);
         let from_edits = attrs.read().filter_map(|edit| match edit {
             Ok(Edit::Directory { path, attrs }) => Some(Ok((path, attrs))),
             Ok(_) => None,
             Err(error) => Some(Err(error)),
         });
-        finish_directories(root.as_fd(), own.chain(from_edits), self.ownership).map_err(|source| {
+        let dirs = own.chain(from_edits);
+        refinish_directories(root.as_fd(), fresh.as_fd(), dirs, self.ownership).map_err(|source| {
             StageError::Finish {
-                layer: number + 1,
+                layer: Layers::one(image, number),
                 source,
             }
         })
@@ -185,6 +194,8 @@ impl Stager<'_> {
     /// A copy of a layer that the store has in another form, as it was unpacked.
     fn copy_branch(
         &self,
+        image: &Image,
+        number: usize,
         branch: &BranchRecord,
         index: &Index,
         work: &Ingest,
@@ -197,10 +208,10 @@ impl Stager<'_> {
         let mut cursor = index.cursor();
         let nodes = std::iter::from_fn(|| cursor.next_record().transpose())
             .filter_map(|record| record.map(copy_node).transpose());
-        let failed = |source: ApplyError| StageError::Apply { layer: 0, source };
-        apply::copy_nodes(from.as_fd(), to.as_fd(), nodes, self.ownership).map_err(failed)?;
+        let layer = Layers::one(image, number);
+        self.copy_nodes(&layer, &from, &to, nodes, work)?;
         finish_directories(to.as_fd(), directories(index), self.ownership)
-            .map_err(|source| StageError::Finish { layer: 0, source })?;
+            .map_err(|source| StageError::Finish { layer, source })?;
         let index_path = work.path().join(format!("{name}.index"));
         index
             .copy_to(&index_path)
@@ -214,8 +225,13 @@ impl Stager<'_> {
     }
 
     /// Makes one branch of a range of layers, as the union of them looks.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of build, with its state"
+    )]
     pub(super) fn make_flat(
         &self,
+        image: &Image,
         key: &str,
         parts: &[BranchId],
         sealed: &Sealed,
@@ -235,7 +251,7 @@ impl Stager<'_> {
             copies.push(RecordLog::new(work.scratch().map_err(work_error(&tree))?));
         }
         let mut top = Attrs::implied();
-        seal::flatten::<FlatError>(&sealed.effective[range], |visible| {
+        seal::flatten::<FlatError>(&sealed.effective[range.clone()], |visible| {
             match visible {
                 Visible::Directory { path, attrs } if path.is_empty() => top = attrs,
                 Visible::Directory { path, attrs } => {
@@ -246,16 +262,20 @@ impl Stager<'_> {
             Ok(())
         })
         .map_err(|error| match error {
-            FlatError::Seal(error) => StageError::Seal(error),
+            FlatError::Seal(source) => StageError::Seal {
+                layer: Layers::one(image, range.start + source.layer() - 1),
+                source,
+            },
             FlatError::Io(source) => StageError::Work {
                 path: tree.clone(),
                 source,
             },
         })?;
-        let failed = |source: ApplyError| StageError::Apply { layer: 1, source };
+        let layers = Layers::range(&range);
         let nothing = |_: usize| -> io::Result<OwnedFd> { Err(io::ErrorKind::NotFound.into()) };
         dirs.finish().map_err(work_error(&tree))?;
         apply::apply(
+            root.as_fd(),
             root.as_fd(),
             dirs.read(),
             apply_format(format),
@@ -263,14 +283,18 @@ impl Stager<'_> {
             &nothing,
             &mut |_, _| Ok(()),
         )
-        .map_err(failed)?;
-        for (id, log) in parts.iter().zip(copies) {
+        .map_err(|source| StageError::Apply {
+            layer: layers.clone(),
+            source,
+        })?;
+        for ((number, id), log) in range.zip(parts).zip(copies) {
             let from = open_dir(&self.store.branch_dir(id))?;
             let nodes = log
                 .read()
                 .map_err(work_error(&tree))?
                 .filter_map(|record| record.map(copy_node).transpose());
-            apply::copy_nodes(from.as_fd(), root.as_fd(), nodes, self.ownership).map_err(failed)?;
+            let layer = Layers::one(image, number);
+            self.copy_nodes(&layer, &from, &root, nodes, work)?;
         }
         let own = dirs.read().filter_map(|edit| match edit {
             Ok(Edit::Directory { path, attrs }) => Some(Ok((path, attrs))),
@@ -278,9 +302,33 @@ impl Stager<'_> {
             Err(error) => Some(Err(error)),
         });
         let all = std::iter::once(Ok((Vec::new(), top.clone()))).chain(own);
-        finish_directories(root.as_fd(), all, self.ownership)
-            .map_err(|source| StageError::Finish { layer: 1, source })?;
+        finish_directories(root.as_fd(), all, self.ownership).map_err(|source| {
+            StageError::Finish {
+                layer: layers,
+                source,
+            }
+        })?;
         self.commit_made(key, &tree, &top, work)
+    }
+
+    fn copy_nodes(
+        &self,
+        layer: &Layers,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        nodes: impl Iterator<Item = io::Result<CopyNode>>,
+        work: &Ingest,
+    ) -> Result<(), StageError> {
+        let aside = work
+            .directory(&format!("aside-{}", unique()))
+            .map_err(StageError::Store)?;
+        let (from, to) = (from.as_fd(), to.as_fd());
+        apply::copy_nodes(from, to, aside.as_fd(), nodes, self.ownership)
+            .map(|_| ())
+            .map_err(|source| StageError::Apply {
+                layer: layer.clone(),
+                source,
+            })
     }
 
     /// An empty branch whose root has the given metadata: the uppermost one of a
@@ -294,8 +342,7 @@ impl Stager<'_> {
         let work = Ingest::begin(self.store).map_err(StageError::Store)?;
         let dir = work.directory("root").map_err(StageError::Store)?;
         let all = std::iter::once(Ok((Vec::new(), root.clone())));
-        finish_directories(dir.as_fd(), all, self.ownership)
-            .map_err(|source| StageError::Finish { layer: 0, source })?;
+        finish_directories(dir.as_fd(), all, self.ownership).map_err(StageError::Root)?;
         self.commit_made(&key, &work.path().join("root"), root, &work)?;
         Ok(id)
     }

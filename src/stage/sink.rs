@@ -70,7 +70,8 @@ impl LayerSink {
             path: done.tree.clone(),
             source,
         };
-        let builder = Builder::new(work.scratch().map_err(fail)?);
+        let spill = work.scratch().map_err(fail)?;
+        let builder = Builder::new(spill).bounded(limits.max_index_bytes);
         let second = root.try_clone().map_err(fail)?;
         let options = Options {
             ownership,

@@ -103,9 +103,11 @@ fn pages(
     } else {
         ""
     };
-    let suffix = format!(",dio{dirperm1},xino={}{label}", text(xino));
+    // AUFS lists access control lists in any case, and without the option neither
+    // shows nor obeys them. A kernel that has none ignores it (`fsctx.c`).
+    let suffix = format!(",dio,acl{dirperm1},xino={}{label}", text(xino));
     let label_options = usize::from(plan.label.is_some());
-    let options = 2 + usize::from(features.aufs.dirperm1) + label_options;
+    let options = 3 + usize::from(features.aufs.dirperm1) + label_options;
     let mut queue = branches
         .iter()
         .map(|(path, permission)| (path, format!("{}={permission}", text(path))))
@@ -409,7 +411,7 @@ mod tests {
                             noexec: false
                         },
                         data: "br=/s/volumes/v/upper=rw:/s/diff/000=ro+wh:/s/diff/001=ro+wh,\
-                               dio,dirperm1,xino=/run/x/v"
+                               dio,acl,dirperm1,xino=/run/x/v"
                             .into(),
                     },
                 },
@@ -443,27 +445,27 @@ mod tests {
             (
                 plan(Backend::Aufs, 1, false),
                 &old,
-                "br=/s/volumes/v/upper=rw:/s/diff/000=ro+wh,dio,xino=/run/x/v",
+                "br=/s/volumes/v/upper=rw:/s/diff/000=ro+wh,dio,acl,xino=/run/x/v",
             ),
             (
                 memory.clone(),
                 &features(),
-                "br=/s/volumes/v/upper=rw+icexusr:/s/diff/000=ro+wh,dio,dirperm1,xino=/run/x/v",
+                "br=/s/volumes/v/upper=rw+icexusr:/s/diff/000=ro+wh,dio,acl,dirperm1,xino=/run/x/v",
             ),
             (
                 memory,
                 &old,
-                "br=/s/volumes/v/upper=rw:/s/diff/000=ro+wh,dio,xino=/run/x/v",
+                "br=/s/volumes/v/upper=rw:/s/diff/000=ro+wh,dio,acl,xino=/run/x/v",
             ),
             (
                 plan(Backend::Aufs, 2, true),
                 &features(),
-                "br=/s/diff/000=ro+wh:/s/diff/001=ro+wh,dio,dirperm1,xino=/run/x/v",
+                "br=/s/diff/000=ro+wh:/s/diff/001=ro+wh,dio,acl,dirperm1,xino=/run/x/v",
             ),
             (
                 labelled,
                 &features(),
-                "br=/s/diff/000=ro+wh,dio,dirperm1,xino=/run/x/v,\
+                "br=/s/diff/000=ro+wh,dio,acl,dirperm1,xino=/run/x/v,\
                  context=\"system_u:object_r:container_file_t:s0:c1,c2\"",
             ),
         ];

@@ -461,7 +461,7 @@ fn branch_limit(config: Option<&str>) -> usize {
 }
 
 /// Name of a filesystem type from its magic number, see `statfs(2)`.
-fn filesystem_name(magic: u64) -> String {
+pub fn filesystem_name(magic: u64) -> String {
     let name = match magic {
         // One number for ext2, ext3 and ext4.
         0xef53 => "ext4",

@@ -1,9 +1,11 @@
 //! What a node can do, for `check`.
 
-use super::Volumes;
+use super::{VolumeError, Volumes};
 use crate::chain::Chain;
 use crate::union::Backend;
-use crate::union::probe::{AufsFacts, OverlayFacts, Probe, UnionRequest, Unusable, choose};
+use crate::union::probe::{
+    AufsFacts, OverlayFacts, Probe, UnionRequest, Unusable, choose, filesystem_name,
+};
 use serde::Serialize;
 
 /// What one check of the node found.
@@ -65,9 +67,11 @@ impl Volumes {
             ),
             Err(error) => failed("store", Chain(&error).to_string(), None),
         });
+        findings.extend(self.disk());
         let union = match self.probe_afresh() {
             Ok(probe) => {
                 unions(probe, &mut findings);
+                findings.extend(exceptions(probe));
                 choose(UnionRequest::Auto, probe).ok()
             }
             Err(error) => {
@@ -77,6 +81,71 @@ impl Volumes {
         };
         CheckReport { union, findings }
     }
+
+    /// What the store is on, and which limits that filesystem can enforce.
+    fn disk(&self) -> Vec<Finding> {
+        let root = self.store.root();
+        let found = match self.host.filesystem(root) {
+            Ok(found) => found,
+            Err(error) => return vec![failed("disk", error.to_string(), None)],
+        };
+        let options = || -> Option<String> {
+            let table = self.host.mount_table().ok()?;
+            let entry = table
+                .into_iter()
+                .filter(|entry| root.starts_with(&entry.mount_point))
+                .max_by_key(|entry| entry.mount_point.components().count())?;
+            entry.options.into_string().ok()
+        };
+        let options = options().unwrap_or_default();
+        let quota = options
+            .split(',')
+            .find(|option| matches!(*option, "prjquota" | "pquota"));
+        vec![
+            ok(
+                "disk",
+                format!(
+                    "{}, {} MiB free of {} MiB",
+                    filesystem_name(found.magic),
+                    found.bytes_available >> 20,
+                    found.bytes >> 20,
+                ),
+            ),
+            ok(
+                "quota",
+                match quota {
+                    Some(option) => format!("project quota is on ({option})"),
+                    None => "project quota is off".to_owned(),
+                },
+            ),
+        ]
+    }
+}
+
+impl CheckReport {
+    /// The report where the store cannot even be opened.
+    pub fn of_unopened(error: &VolumeError) -> Self {
+        CheckReport {
+            union: None,
+            findings: vec![failed("store", Chain(error).to_string(), None)],
+        }
+    }
+}
+
+/// In which few points a volume is not what its image says, or not for ever.
+fn exceptions(probe: &Probe) -> Vec<Finding> {
+    let mut found = vec![ok(
+        "fsGroup",
+        "the volume's root directory gets the pod's group; nothing below it does".to_owned(),
+    )];
+    if probe.aufs.is_ok() {
+        found.push(ok(
+            "hard links",
+            "on aufs, groups that a pod has written may be separate files after the node was rebooted"
+                .to_owned(),
+        ));
+    }
+    found
 }
 
 /// What the probe says; that one union is missing fails only where both are.

@@ -381,11 +381,15 @@ fn stage_kind(error: &StageError) -> ErrorKind {
         StageError::Ingest(IngestError::Layer { source, .. }) => layer_kind(source),
         StageError::Ingest(IngestError::Cancelled) => ErrorKind::Aborted,
         StageError::Ingest(IngestError::Thread { .. }) => ErrorKind::Unavailable,
-        StageError::Seal(SealError::Index { .. }) => ErrorKind::Internal,
-        StageError::Seal(_) => ErrorKind::FailedPrecondition,
-        StageError::Apply { .. } | StageError::Finish { .. } | StageError::Work { .. } => {
-            ErrorKind::Internal
-        }
+        StageError::Seal {
+            source: SealError::Index { .. },
+            ..
+        } => ErrorKind::Internal,
+        StageError::Seal { .. } => ErrorKind::FailedPrecondition,
+        StageError::Apply { .. }
+        | StageError::Finish { .. }
+        | StageError::Root(_)
+        | StageError::Work { .. } => ErrorKind::Internal,
         StageError::Lost { .. } => ErrorKind::Aborted,
     }
 }

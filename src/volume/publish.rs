@@ -286,24 +286,26 @@ impl Volumes {
             .lock_shared()
             .map_err(VolumeError::Store)
             .map_err(kept)?;
-        if !self.has_branches(&record).map_err(kept)? {
-            // The machine went down before they were on its disk. Only the very
-            // same content fits what the pod wrote on top of it.
+        // Without either, the machine went down before they were on its disk.
+        let writable = record.plan.writable.as_ref();
+        let mut is_whole = writable.is_none_or(|writable| writable.upper.is_dir());
+        if is_whole && !self.has_branches(&record).map_err(kept)? {
+            // Only the very same content fits what the pod wrote on top of it.
             let union = union_of(record.plan.backend);
             let staged = self
                 .stage_for(request, union, progress, &shared)
                 .map_err(kept)?;
-            if staged.branches != record.branches {
-                tracing::warn!(
-                    volume.id = record.volume_id,
-                    manifest = record.manifest,
-                    now = staged.manifest,
-                    "the volume starts empty: its layers were lost before they were on disk, and its image is another one now"
-                );
-                drop(shared);
-                self.take_down(dir, &record, Target::Own).map_err(kept)?;
-                return self.mount_anew(request, dir, record.target, progress);
-            }
+            is_whole = staged.branches == record.branches;
+        }
+        if !is_whole {
+            tracing::warn!(
+                volume.id = record.volume_id,
+                manifest = record.manifest,
+                "the volume starts empty: what it was made of was lost before it was on disk"
+            );
+            drop(shared);
+            self.take_down(dir, &record, Target::Own).map_err(kept)?;
+            return self.mount_anew(request, dir, record.target, progress);
         }
         self.bring_back(dir, record, progress).map_err(kept)
     }
@@ -329,7 +331,7 @@ impl Volumes {
         record.aufs_id = None;
         record::write(dir, &record).map_err(VolumeError::Store)?;
         progress.phase(Phase::Mounting);
-        if let (Backend::Aufs, Some(writable)) = (record.plan.backend, &record.plan.writable) {
+        if let Some(writable) = &record.plan.writable {
             self.put_right(&record, &writable.upper)?;
         }
         self.mount(dir, &mut record, None)?;
@@ -340,12 +342,20 @@ impl Volumes {
         Ok(published(record))
     }
 
-    /// What AUFS leaves in a writable layer when the machine goes down.
+    /// What AUFS leaves in a writable layer when the machine goes down, and what
+    /// overlayfs remembers of branches that may have been lost with it and are
+    /// there again.
     fn put_right(&self, record: &VolumeRecord, upper: &Path) -> Result<(), VolumeError> {
         let fd = fs::File::open(upper)
             .map_err(StoreError::io("open", upper))
             .map_err(VolumeError::Store)?;
-        let removed = upper::put_right(fd.as_fd()).map_err(|source| VolumeError::Residue {
+        let removed = match record.plan.backend {
+            Backend::Aufs => upper::put_right(fd.as_fd()),
+            Backend::Overlay => upper::forget_origin(fd.as_fd(), self.options.rootless).map(|()| 0),
+            // It has no writable layer.
+            Backend::Bind => Ok(0),
+        }
+        .map_err(|source| VolumeError::Residue {
             volume_id: record.volume_id.clone(),
             source,
         })?;

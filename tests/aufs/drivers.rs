@@ -10,6 +10,7 @@ use super::support::tarball::{Compression, tars};
 use super::support::tree::{Compared, assert_same, read};
 use super::{as_user, assert_right, node, publish};
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -208,18 +209,44 @@ fn branches_share_no_inode() {
         vec![hardlink("e", "d"), hardlink("f", "c")],
     ];
     assert_right(&node, "links", &layers);
-    let mut owners: HashMap<(u64, u64), std::ffi::OsString> = HashMap::new();
+    // The lowest branch of these is made of copies of many.
+    let mut tall = tall(150);
+    for number in 0..100 {
+        tall[number].extend([
+            dir("d"),
+            file(format!("d/first-{number}"), b"linked"),
+            hardlink(format!("d/second-{number}"), format!("d/first-{number}")),
+        ]);
+        let target = format!("d/second-{number}");
+        tall[number + 40].push(hardlink(format!("third-{number}"), target));
+    }
+    assert_right(&node, "tall links", &tall);
+    let flat = fs::read_dir(node.path().join("store/layers"))
+        .unwrap()
+        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap_or_default())
+        .filter(|record| record.contains("\"key\": \"flat "))
+        .count();
+    assert!(flat > 0, "nothing was made one branch");
+
+    let mut owners: HashMap<(u64, u64), OsString> = HashMap::new();
     for branch in fs::read_dir(node.path().join("store/diff")).unwrap() {
         let branch = branch.unwrap();
-        for entry in fs::read_dir(branch.path()).unwrap() {
-            let metadata = entry.unwrap().metadata().unwrap();
-            let owner = owners
-                .entry((metadata.dev(), metadata.ino()))
-                .or_insert_with(|| branch.file_name());
-            assert_eq!(*owner, branch.file_name(), "an inode of two branches");
+        let mut pending = vec![branch.path()];
+        while let Some(dir) = pending.pop() {
+            for entry in fs::read_dir(dir).unwrap() {
+                let entry = entry.unwrap();
+                let metadata = entry.metadata().unwrap();
+                if metadata.is_dir() {
+                    pending.push(entry.path());
+                }
+                let owner = owners
+                    .entry((metadata.dev(), metadata.ino()))
+                    .or_insert_with(|| branch.file_name());
+                assert_eq!(*owner, branch.file_name(), "an inode of two branches");
+            }
         }
     }
-    assert!(!owners.is_empty());
+    assert!(owners.len() > 300, "{}", owners.len());
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn a_volume_in_use_is_not_removed() {
     let node = node();
     let at = publish(&node, "v", &layers(), false);
     let open = fs::File::open(at.join("d/a")).unwrap();
-    let error = node.volumes.unpublish("v", &at).unwrap_err();
+    let error = node.try_unpublish("v").unwrap_err();
     assert!(chain(&error).contains("in use"), "{}", chain(&error));
     let listed = node.volumes.list().unwrap();
     assert_eq!(listed.len(), 1);
@@ -107,6 +107,55 @@ fn a_union_held_by_another_namespace_is_noticed() {
     drop(holder);
     bench.mount(&plan);
     bench.unmount(&plan);
+}
+
+/// Also where it is tried again, and by another process: nothing of the union
+/// can be seen from here by then.
+#[test]
+fn a_volume_held_by_another_namespace_keeps_its_writable_layer() {
+    let mut node = node();
+    let at = publish(&node, "v", &layers(), false);
+    fs::write(at.join("mine"), "written").unwrap();
+    let upper = node.record("v").plan.writable.unwrap().upper;
+    let arguments = ["unshare", "-m", "sh", "-c", STAY];
+    let holder = start("/bin/busybox", &arguments, Path::new("/"));
+    for _ in 0..2 {
+        let error = node.try_unpublish("v").unwrap_err();
+        assert!(
+            chain(&error).contains("held elsewhere"),
+            "{}",
+            chain(&error)
+        );
+        assert_eq!(fs::read(upper.join("mine")).unwrap(), b"written");
+        node.reopen();
+    }
+    drop(holder);
+    node.unpublish("v");
+    assert!(!upper.exists() && !at.exists());
+}
+
+/// As after a reboot: the mount is gone, and what the pod wrote is not.
+#[test]
+fn an_unmounted_volume_comes_back_with_what_was_written() {
+    let mut node = node();
+    let source = node.image("v", &layers());
+    node.publish("v", &source, false).unwrap();
+    let at = node.target("v");
+    fs::write(at.join("b"), "changed").unwrap();
+    fs::remove_file(at.join("d/a")).unwrap();
+    fs::write(at.join("d/new"), "new").unwrap();
+    let upper = node.record("v").plan.writable.unwrap().upper;
+    rustix::mount::unmount(&at, rustix::mount::UnmountFlags::empty()).unwrap();
+    // What the power may leave between two steps of AUFS.
+    fs::write(upper.join("d/.wh.new"), "").unwrap();
+    fs::write(upper.join("d/.wh..wh.new.0a1b"), "").unwrap();
+    fs::write(upper.join(".wh..wh.orph/7"), "open and removed").unwrap();
+    node.reopen();
+    assert!(!node.publish("v", &source, false).unwrap().existed);
+    assert_eq!(fs::read(at.join("b")).unwrap(), b"changed");
+    assert_eq!(fs::read(at.join("d/new")).unwrap(), b"new");
+    assert_eq!(names(&at.join("d")), ["c", "new"]);
+    node.unpublish("v");
 }
 
 #[test]

@@ -108,6 +108,44 @@ pub fn fifo(path: impl AsRef<[u8]>) -> Entry {
     Entry::new(path, EntryKind::Fifo)
 }
 
+/// Names of the attributes in which the kernel keeps access control lists.
+pub const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+pub const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+/// An access control list as an attribute has it: version 2, then tag,
+/// permissions and id of each line. User 1000 may do everything within the mask.
+/// It agrees with `mode`, so that setting the mode changes nothing in it.
+pub fn acl(mode: u32) -> Vec<u8> {
+    let none = u32::MAX;
+    let lines = [
+        (0x01, mode >> 6, none),
+        (0x02, 7, 1000),
+        (0x04, 5, none),
+        (0x10, mode >> 3, none),
+        (0x20, mode, none),
+    ];
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in lines {
+        bytes.extend(u16::to_le_bytes(tag));
+        bytes.extend([(permissions & 7) as u8, 0]);
+        bytes.extend(u32::to_le_bytes(id));
+    }
+    bytes
+}
+
+/// What becomes of a list when the mode is set: owner, mask and others get it.
+pub fn set_acl_mode(list: &mut [u8], mode: u32) {
+    for line in list[4..].chunks_exact_mut(8) {
+        let bits = match line[0] {
+            0x01 => mode >> 6,
+            0x10 => mode >> 3,
+            0x20 => mode,
+            _ => continue,
+        };
+        line[2] = (bits & 7) as u8;
+    }
+}
+
 /// The marker that hides `path` of the layers below: `d/x` is named `d/.wh.x`.
 pub fn whiteout(path: impl AsRef<[u8]>) -> Entry {
     let path = path.as_ref();

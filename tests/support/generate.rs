@@ -3,7 +3,10 @@
 //! candidate that makes no sense where it stands is left out again, so every
 //! stack of [`stacks`] has a meaning and most of what is drawn is used.
 
-use super::entry::{Entry, EntryKind, Layer, Time, UNSTATED, Xattrs, join, opaque, whiteout};
+use super::entry::{
+    ACCESS_ACL, DEFAULT_ACL, Entry, EntryKind, Layer, Time, UNSTATED, Xattrs, acl, join, opaque,
+    whiteout,
+};
 use super::model::{ModelError, Note, apply_layer, flatten};
 use super::tree::{Kind, Node, Tree};
 use proptest::collection::{btree_map, vec};
@@ -23,16 +26,25 @@ pub struct Shape {
     pub privileged: bool,
     /// `user.*` attributes: not where the filesystem has none.
     pub xattrs: bool,
+    /// Access control lists, for files and for what is made in directories, if
+    /// `privileged` and `xattrs`. Who extracts by the kernel's means alone gets
+    /// wrong ones where a directory hands its own down.
+    pub acls: bool,
+}
+
+impl Shape {
+    pub const DEFAULT: Shape = Shape {
+        max_layers: 6,
+        max_entries: 10,
+        privileged: true,
+        xattrs: true,
+        acls: true,
+    };
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Shape {
-            max_layers: 6,
-            max_entries: 10,
-            privileged: true,
-            xattrs: true,
-        }
+        Shape::DEFAULT
     }
 }
 
@@ -182,6 +194,10 @@ struct Meta {
     owner: (u32, u32),
     mtime: Time,
     xattrs: Xattrs,
+    /// Whether it has an access control list, which agrees with the mode.
+    access: bool,
+    /// What a directory hands down.
+    default: Option<u32>,
 }
 
 fn candidate(shape: Shape) -> impl Strategy<Value = Candidate> {
@@ -264,11 +280,19 @@ fn meta(shape: Shape) -> impl Strategy<Value = Meta> {
             .map(|(name, value)| (name.as_bytes().to_vec(), value))
             .collect()
     });
-    (mode, owner, mtime, xattrs).prop_map(|(mode, owner, mtime, xattrs)| Meta {
+    let has_acls = shape.privileged && shape.xattrs && shape.acls;
+    (mode, owner, mtime, xattrs).prop_map(move |(mode, owner, mtime, xattrs)| Meta {
         mode,
         owner,
         mtime,
         xattrs,
+        // By the time, which is as good as any, rather than drawn: the stacks of
+        // a seed stay those that they were before there were lists.
+        access: has_acls && (mtime.seconds, mtime.nanos) == (1_000_000_000, 1),
+        default: match mtime.nanos {
+            999_999_999 if has_acls => Some(if mode == 0o755 { 0o750 } else { 0o577 }),
+            _ => None,
+        },
     })
 }
 
@@ -347,6 +371,14 @@ impl Candidate {
         // The kernel allows `user.*` on files and directories only.
         if matches!(entry.kind, EntryKind::File(_) | EntryKind::Dir) {
             entry.xattrs = self.meta.xattrs;
+        }
+        if self.meta.access && !matches!(entry.kind, EntryKind::Symlink(_) | EntryKind::HardLink(_))
+        {
+            let list = acl(entry.mode);
+            entry.xattrs.insert(ACCESS_ACL.to_vec(), list);
+        }
+        if let (EntryKind::Dir, Some(mode)) = (&entry.kind, self.meta.default) {
+            entry.xattrs.insert(DEFAULT_ACL.to_vec(), acl(mode));
         }
         Some(entry)
     }

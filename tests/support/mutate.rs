@@ -6,7 +6,7 @@
 
 mod perform;
 
-use super::entry::{Time, join, split};
+use super::entry::{ACCESS_ACL, DEFAULT_ACL, Time, Xattrs, join, set_acl_mode, split};
 use super::tree::{Kind, Node, Tree};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -408,7 +408,12 @@ pub fn apply(tree: &mut Tree, change: &Change) {
         }
         Change::Chmod { path, mode } => {
             let mode = *mode;
-            change_at(tree, path, |node| node.mode = mode);
+            change_at(tree, path, |node| {
+                node.mode = mode;
+                if let Some(list) = node.xattrs.get_mut(ACCESS_ACL) {
+                    set_acl_mode(list, mode);
+                }
+            });
         }
         Change::Chown { path, uid, gid } => change_at(tree, path, |node| {
             (node.uid, node.gid) = (*uid, *gid);
@@ -433,7 +438,26 @@ pub fn apply(tree: &mut Tree, change: &Change) {
     }
 }
 
-/// A new inode of root's; in a set-group-ID directory it has the directory's group.
+/// Leaves the times out of `changed` of what the changes were about, or that is
+/// around it, whatever they made of it; those of all else are as in `before`.
+pub fn forget_times(changed: &mut Tree, before: &Tree, changes: &[Change]) {
+    let mut about: Vec<u64> = Vec::new();
+    for path in changes.iter().flat_map(Change::paths) {
+        for tree in [&*changed, before] {
+            for path in [path, split(path).0] {
+                about.extend(tree.get(path).map(|node| node.inode));
+            }
+        }
+    }
+    for node in changed.nodes.values_mut() {
+        if about.contains(&node.inode) {
+            node.mtime = None;
+        }
+    }
+}
+
+/// A new inode of root's; in a set-group-ID directory it has the directory's
+/// group, and from one with a default access control list it has that.
 fn add(tree: &mut Tree, path: &[u8], kind: Kind, mode: u32) {
     let parent = tree.get(split(path).0).expect("planned");
     let gid = if parent.mode & 0o2000 != 0 {
@@ -441,12 +465,24 @@ fn add(tree: &mut Tree, path: &[u8], kind: Kind, mode: u32) {
     } else {
         0
     };
+    let mut xattrs = Xattrs::new();
+    if let Some(list) = parent.xattrs.get(DEFAULT_ACL)
+        && !matches!(kind, Kind::Symlink(_))
+    {
+        if kind == Kind::Dir {
+            xattrs.insert(DEFAULT_ACL.to_vec(), list.clone());
+        }
+        let mut list = list.clone();
+        set_acl_mode(&mut list, mode);
+        xattrs.insert(ACCESS_ACL.to_vec(), list);
+    }
     let inode = tree.fresh_inode();
     let node = Node {
         kind,
         mode,
         gid,
         mtime: None,
+        xattrs,
         implied: false,
         ..Node::implied_dir(inode)
     };

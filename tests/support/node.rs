@@ -7,7 +7,8 @@ use super::tarball::{Compression, tars};
 use aufs_csi::host::linux::LinuxHost;
 use aufs_csi::image::reference::Source;
 use aufs_csi::stage::StageOptions;
-use aufs_csi::union::probe::UnionRequest;
+use aufs_csi::union::{self, probe::UnionRequest};
+use aufs_csi::volume::record::VolumeRecord;
 use aufs_csi::volume::{
     Owner, PublishRequest, Published, UnpublishRequest, VolumeError, VolumeOptions, Volumes,
 };
@@ -121,6 +122,30 @@ impl TestNode {
     ) -> Result<Published, VolumeError> {
         self.volumes
             .publish(&self.request(id, source, read_only), &())
+    }
+
+    /// Takes the union of a volume down and makes the same one again, with the
+    /// writable layer as it is by then.
+    pub fn remount(&self, id: &str) {
+        let record = self.record(id);
+        let (host, plan) = (LinuxHost, &record.plan);
+        let patience = std::time::Duration::from_secs(10);
+        union::unmount(&host, &[&plan.target, &plan.staging], patience).unwrap();
+        // A finished publish has removed it.
+        std::fs::create_dir(&plan.staging).unwrap();
+        let features = self.volumes.probe().unwrap().features();
+        union::mount(&host, plan, &features).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        std::fs::remove_dir(&plan.staging).unwrap();
+    }
+
+    /// The record of a volume.
+    pub fn record(&self, id: &str) -> VolumeRecord {
+        std::fs::read_dir(self.path().join("store/volumes"))
+            .unwrap()
+            .filter_map(|entry| std::fs::read(entry.unwrap().path().join("record.json")).ok())
+            .map(|bytes| serde_json::from_slice::<VolumeRecord>(&bytes).unwrap())
+            .find(|record| record.volume_id == id)
+            .expect("the record of a volume that is mounted")
     }
 
     pub fn unpublish(&self, id: &str) {

@@ -14,6 +14,9 @@ use crate::image::{Image, LayerDescriptor, compression_of, printable};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read;
 
+#[cfg(any(test, feature = "testing"))]
+pub mod check;
+
 const REPOSITORIES_FILE: &str = "repositories";
 
 /// An image and its parents.

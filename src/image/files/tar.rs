@@ -8,6 +8,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+#[cfg(any(test, feature = "testing"))]
+pub mod check;
 mod header;
 
 use header::{BLOCK_BYTES, Header, Kind, PaxRecords};

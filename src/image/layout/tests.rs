@@ -101,7 +101,7 @@ fn the_only_image_needs_no_tag() {
             .collect();
         assert_eq!(texts, ["two", "one"]);
         let error = source.open_layer(&found, 2).err().unwrap().to_string();
-        assert_eq!(error, "image has 2 layers, and layer 2 was asked for");
+        assert_eq!(error, "image has 2 layers, and layer 3 was asked for");
     }
 }
 

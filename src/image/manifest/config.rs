@@ -72,7 +72,7 @@ pub fn parse_config(bytes: &[u8]) -> Result<ImageConfig, ManifestError> {
             .enumerate()
         {
             diff_ids.push(parse_digest(text, || {
-                format!("uncompressed layer {index}")
+                format!("uncompressed layer {}", index + 1)
             })?);
         }
     }

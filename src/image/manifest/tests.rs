@@ -159,7 +159,7 @@ fn what_is_no_image_is_refused_by_name() {
                 "layers",
                 json!([layer("tar"), descriptor(foreign)]),
             ),
-            "layer 1 is non-distributable",
+            "layer 2 is non-distributable",
         ),
         (
             with(
@@ -169,7 +169,7 @@ fn what_is_no_image_is_refused_by_name() {
                     "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
                 )]),
             ),
-            "layer 0 is non-distributable",
+            "layer 1 is non-distributable",
         ),
         (
             with(image(), "layers", json!([layer("tar+gzip+encrypted")])),
@@ -234,7 +234,7 @@ fn what_is_no_image_is_refused_by_name() {
                     json!("sha256:../../etc/passwd")
                 )]),
             ),
-            "digest of the layer 0",
+            "digest of the layer 1",
         ),
     ];
     for (document, part) in cases {
@@ -361,7 +361,7 @@ fn config_gives_platform_and_diff_ids() {
         ),
         (
             r#"{"rootfs":{"diff_ids":["md5:00"]}}"#,
-            "uncompressed layer 0",
+            "uncompressed layer 1",
         ),
         (r#"{"rootfs":{},"rootfs":{}}"#, "duplicate field"),
         ("", "malformed"),

@@ -48,9 +48,19 @@ pub enum CopyFault {
     },
 }
 
+/// What the directories are like that copies are made in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Directories {
+    /// Made here, without metadata.
+    Bare,
+    /// With the layer's metadata, of which they may hand some down.
+    Finished,
+}
+
 /// Copies inodes into one filesystem, by the cheapest means that it has.
 pub(super) struct Copier {
     ownership: Ownership,
+    directories: Directories,
     reader: Reader,
     /// Whether extents can be shared; false after the first refusal.
     clones: bool,
@@ -60,20 +70,23 @@ pub(super) struct Copier {
     buffer: Vec<u8>,
     /// Data copied so far.
     pub(super) bytes: u64,
-    /// Names that the inode copied last has in its source.
-    pub(super) links: u64,
 }
 
 impl Copier {
-    pub(super) fn new(target: BorrowedFd<'_>, ownership: Ownership) -> Result<Self, ApplyError> {
+    /// `fresh` is a directory without metadata on the filesystem of the copies.
+    pub(super) fn new(
+        fresh: BorrowedFd<'_>,
+        directories: Directories,
+        ownership: Ownership,
+    ) -> Result<Self, ApplyError> {
         Ok(Copier {
             ownership,
-            reader: Reader::new(target).map_err(|source| ApplyError::RootMetadata { source })?,
+            directories,
+            reader: Reader::new(fresh).map_err(|source| ApplyError::RootMetadata { source })?,
             clones: true,
             copies: true,
             buffer: Vec::new(),
             bytes: 0,
-            links: 0,
         })
     }
 
@@ -92,7 +105,6 @@ impl Copier {
         to: &[u8],
     ) -> Result<(), CopyFault> {
         let stat = statat(source, from, AtFlags::SYMLINK_NOFOLLOW).map_err(open_error)?;
-        self.links = widen(stat.st_nlink);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Err(CopyFault::Directory),
             FileType::RegularFile => self.copy_file(source, from, target, to),
@@ -136,14 +148,17 @@ impl Copier {
         target: Inode<'_>,
         made: &Stat,
     ) -> Result<(), CopyFault> {
-        let mut attrs = self
-            .reader
-            .read(source, stat, self.ownership)
-            .map_err(|source| CopyFault::Metadata { source })?;
+        let fault = |source| CopyFault::Metadata { source };
+        let ownership = self.ownership;
+        let mut attrs = self.reader.read(source, stat, ownership).map_err(fault)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
-        metadata::reduce(&mut attrs, kind, self.ownership);
-        metadata::set(target, made, &attrs, self.ownership)
-            .map_err(|source| CopyFault::Metadata { source })
+        metadata::reduce(&mut attrs, kind, ownership);
+        if self.directories == Directories::Finished {
+            self.reader
+                .remove_others(target, made, &attrs, ownership)
+                .map_err(fault)?;
+        }
+        metadata::set(target, made, &attrs, ownership).map_err(fault)
     }
 
     fn copy_file(
@@ -277,11 +292,6 @@ fn next_data(source: &OwnedFd, offset: u64, size: u64) -> Result<Option<(u64, u6
     };
     let end = seek(source, SeekFrom::Hole(start)).map_err(data_error)?;
     Ok(Some((start, end.min(size))))
-}
-
-/// A link count has 32 or 64 bits, by architecture.
-fn widen(count: impl Into<u64>) -> u64 {
-    count.into()
 }
 
 fn open_error(source: Errno) -> CopyFault {

@@ -37,8 +37,10 @@ fn try_apply(
     edits: Vec<Edit>,
 ) -> Result<(ApplyStats, HandedBack), ApplyError> {
     let mut directories = Vec::new();
+    let root = open(root);
     let stats = apply(
-        open(root).as_fd(),
+        root.as_fd(),
+        root.as_fd(),
         ok(edits),
         format,
         Ownership::Real,
@@ -390,8 +392,10 @@ fn copies_from_lower_layers_are_complete() {
             });
         }
     }
+    let fresh = open(dir.path());
     let stats = apply(
         open(&root).as_fd(),
+        fresh.as_fd(),
         ok(edits),
         Format::Aufs,
         Ownership::Real,
@@ -413,6 +417,7 @@ fn copies_from_lower_layers_are_complete() {
     };
     let error = apply(
         open(&root).as_fd(),
+        fresh.as_fd(),
         ok(vec![directory]),
         Format::Aufs,
         Ownership::Real,
@@ -436,7 +441,7 @@ fn data_is_the_same_by_whichever_means_it_is_copied() {
     for (clones, copies) in [(true, true), (false, true), (false, false)] {
         let target = tempfile::tempdir().unwrap();
         let (from, to) = (open(dir.path()), open(target.path()));
-        let mut copier = Copier::new(to.as_fd(), Ownership::Real).unwrap();
+        let mut copier = Copier::new(to.as_fd(), Directories::Bare, Ownership::Real).unwrap();
         copier.force(clones, copies);
         for name in ["sparse", "hole", "setuid"] {
             copier
@@ -480,9 +485,12 @@ fn a_branch_is_copied_with_its_link_groups() {
         node("d/link2", "d/link2"),
     ];
     nodes.extend(FURNITURE.iter().map(|name| node(name, name)));
+    let aside = dir.path().join("aside");
+    std::fs::create_dir(&aside).unwrap();
     let stats = copy_nodes(
         open(&from).as_fd(),
         open(&to).as_fd(),
+        open(&aside).as_fd(),
         nodes.into_iter(),
         Ownership::Real,
     )
@@ -494,6 +502,9 @@ fn a_branch_is_copied_with_its_link_groups() {
     let inode = |path: &str| std::fs::symlink_metadata(to.join(path)).unwrap().ino();
     assert_eq!(inode("d/f"), inode("d/e/f2"));
     assert_eq!(inode("link"), inode("d/link2"));
+    // Of these all names are copied, so that none is kept aside any more.
+    assert_eq!(std::fs::read_dir(&aside).unwrap().count(), 0);
+    assert_eq!(std::fs::metadata(to.join("d/f")).unwrap().nlink(), 2);
     assert!(!to.join("d/left-out").exists());
     assert_eq!(
         std::fs::metadata(to.join("d")).unwrap().mode() & 0o7777,
@@ -528,6 +539,7 @@ fn without_root_copies_are_the_callers_own() {
             Edit::Opaque { path: Vec::new() },
         ];
         apply(
+            open(&to).as_fd(),
             open(&to).as_fd(),
             ok(edits),
             Format::Overlay { user_xattr: true },

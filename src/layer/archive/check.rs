@@ -151,13 +151,9 @@ pub fn transcript(bytes: &[u8], limits: &Limits, mut piece: impl FnMut() -> usiz
 }
 
 /// What a parser may hold: a header in its buffer and what was read from one
-/// (a local PAX header, two long texts), global attributes, a map. Vectors may
-/// have twice the capacity that they need.
+/// (a local PAX header, two long texts), a map. Vectors may have twice the capacity that they need.
 fn held_bound(limits: &Limits) -> usize {
-    2 * limits.max_header_bytes
-        + 3 * limits.max_header_bytes
-        + limits.max_xattr_bytes
-        + 16 * limits.max_sparse_segments
+    2 * limits.max_header_bytes + 3 * limits.max_header_bytes + 16 * limits.max_sparse_segments
 }
 
 /// Limits small enough for short inputs to exceed them.

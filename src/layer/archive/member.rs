@@ -128,10 +128,6 @@ pub(super) fn read(
     };
     let mode = number("mode", header.mode(), at)?;
     let mut xattrs = pax.xattrs;
-    if !global.xattrs.is_empty() {
-        let local = std::mem::replace(&mut xattrs, global.xattrs.clone());
-        xattrs.extend(local);
-    }
     settle_xattrs(&mut xattrs, limits, &path)?;
     let entry = Entry {
         kind,
@@ -261,7 +257,7 @@ fn one_name(pax: Option<Vec<u8>>, gnu: Option<Vec<u8>>) -> Result<Option<Vec<u8>
 }
 
 /// Sorts by name, keeps the last of each, and checks the limit.
-pub(super) fn settle_xattrs(
+fn settle_xattrs(
     xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>,
     limits: &Limits,
     path: &[u8],

@@ -3,7 +3,7 @@
 use super::Entry;
 use super::error::{ArchiveError, EntryName, ExtensionKind, SparseFault};
 use super::header::{BLOCK_BYTES, Block, Header, is_zero, padding, sparse_extension, text};
-use super::member::{self, Content, LABEL, Member, Pending, settle_xattrs};
+use super::member::{self, Content, LABEL, Member, Pending};
 use super::pax::{Origin, Pax, SparsePlan};
 use super::sparse::{Map, MapReader, Segment, fault};
 use crate::layer::limits::Limits;
@@ -396,8 +396,6 @@ impl Parser {
             ExtensionKind::GlobalPax => {
                 self.global
                     .apply(body, Origin { at, global: true }, &self.limits)?;
-                // Checked here already, for global headers add up.
-                settle_xattrs(&mut self.global.xattrs, &self.limits, &[])?;
             }
         }
         Ok(())

@@ -121,7 +121,12 @@ impl Pax {
             key: key.into(),
             at: origin.at,
         };
-        let member_only = matches!(key, b"path" | b"linkpath" | b"size") || key.starts_with(SPARSE);
+        // Attributes too: each member after the header would have all of them,
+        // and no tool writes such a header.
+        let member_only = matches!(key, b"path" | b"linkpath" | b"size")
+            || [SPARSE, SCHILY_XATTR, LIBARCHIVE_XATTR]
+                .iter()
+                .any(|prefix| key.starts_with(prefix));
         if member_only && origin.global {
             return Err(ArchiveError::GlobalKey {
                 key: key.into(),

@@ -97,12 +97,19 @@ pub fn check(blob: &[u8]) {
             Ok(blob.len())
         }
     };
+    // ISA-L does not look at the reserved flags in the header of a member.
+    let lenient = cfg!(feature = "isal")
+        && whole.format == Some(Format::Gzip)
+        && peer
+            .as_ref()
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::InvalidInput);
     assert!(
-        peer.is_ok() && expected == whole.bytes,
-        "{:?} to {} bytes, another reader: {peer:?}, {} bytes",
+        lenient || peer.is_ok() && expected == whole.bytes,
+        "{:?} to {} bytes, another reader: {peer:?}, {} bytes; it begins {}",
         whole.format,
         whole.bytes.len(),
-        expected.len()
+        expected.len(),
+        blob[..blob.len().min(40)].escape_ascii()
     );
 }
 

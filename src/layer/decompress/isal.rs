@@ -7,7 +7,9 @@
 //! - It calls a member corrupt when two steps in it bring no output, so every
 //!   step has to get all the input that fits: [`Whole`] never delivers less
 //!   before the end. What is still refused, other than by the portable decoder,
-//!   is a header of more than 32 KiB or as many empty blocks in a row.
+//!   is a header of more than 32 KiB or as many empty blocks in a row. What is
+//!   taken, other than by that, is a header with reserved flags; the digests
+//!   tell what came out of it.
 //! - It tells truncated from corrupt only by a text.
 
 use super::DecompressError;

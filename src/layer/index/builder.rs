@@ -1,32 +1,20 @@
-//! Writing an index: an external merge sort, so that memory is bounded by the
-//! sort buffer, then one pass that settles what a layer says twice.
+//! Writing an index: a sort on disk, so that memory is bounded by its buffers,
+//! then one pass that settles what a layer says twice.
 
 use super::codec::{decode, decode_key, encode};
 use super::reader::{LENGTH, MAGIC};
+use super::sort::Sorter;
 use super::{Index, Node, Record, Summary, compare, is_below};
 use crate::layer::RecordSink;
-use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
+use std::cmp::Ordering;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
-/// Bytes sorted in memory at a time.
-const RUN: usize = 1 << 20;
-/// Bytes read at a time from each run while merging.
-const MERGE_BLOCK: usize = 8 << 10;
-
 /// Collects the records of one layer and sorts them into an [`Index`].
 #[derive(Debug)]
 pub struct Builder {
-    run: Vec<u8>,
-    /// Start and length of each record in `run`.
-    entries: Vec<(u32, u32)>,
-    spill: File,
-    spilled: u64,
-    /// Where each sorted run lies in `spill`.
-    runs: Vec<(u64, u64)>,
-    limit: usize,
+    sorter: Sorter,
 }
 
 impl RecordSink for Builder {
@@ -39,174 +27,41 @@ impl Builder {
     /// A builder that spills to `spill`, an empty file that nobody else uses
     /// (best without a name, so that a kill leaves nothing).
     pub fn new(spill: File) -> Self {
-        Self::with_run_size(spill, RUN)
+        Builder {
+            sorter: Sorter::new(spill, by_path_and_place),
+        }
     }
 
-    fn with_run_size(spill: File, limit: usize) -> Self {
-        Builder {
-            run: Vec::new(),
-            entries: Vec::new(),
-            spill,
-            spilled: 0,
-            runs: Vec::new(),
-            limit,
-        }
+    /// The same, for [`IndexTooLarge`](super::IndexTooLarge) as the error where
+    /// the records take more than `bytes` in all.
+    pub fn bounded(mut self, bytes: u64) -> Self {
+        self.sorter.max_bytes = bytes;
+        self
     }
 
     /// Takes one statement.
     pub fn push(&mut self, record: &Record) -> io::Result<()> {
-        let start = self.run.len();
-        encode(record, &mut self.run);
-        self.entries
-            .push((start as u32, (self.run.len() - start) as u32));
-        if self.run.len() >= self.limit {
-            self.spill_run()?;
-        }
-        Ok(())
-    }
-
-    fn spill_run(&mut self) -> io::Result<()> {
-        self.sort_run();
-        let start = self.spilled;
-        let mut out = BufWriter::with_capacity(64 << 10, &self.spill);
-        for &(at, length) in &self.entries {
-            out.write_all(&length.to_le_bytes())?;
-            out.write_all(&self.run[at as usize..(at + length) as usize])?;
-            self.spilled += u64::from(length) + LENGTH as u64;
-        }
-        out.flush()?;
-        drop(out);
-        self.runs.push((start, self.spilled));
-        self.run.clear();
-        self.entries.clear();
-        Ok(())
-    }
-
-    /// By path, then by place in the archive.
-    fn sort_run(&mut self) {
-        let run = &self.run;
-        let key = |&(at, length): &(u32, u32)| {
-            decode_key(&run[at as usize..(at + length) as usize]).unwrap_or_default()
-        };
-        self.entries.sort_by(|a, b| {
-            let (a, b) = (key(a), key(b));
-            compare(a.0, b.0).then(a.1.cmp(&b.1))
-        });
+        self.sorter.push(|out| encode(record, out))
     }
 
     /// Sorts and settles everything, writes the index to `out` (empty, open for
     /// reading and writing) and opens it.
-    pub fn finish(mut self, out: File) -> io::Result<Index> {
-        let mut settler = Settler::new(Output::new(out)?);
-        if self.runs.is_empty() {
-            self.sort_run();
-            for &(at, length) in &self.entries {
-                settler.take(decode(&self.run[at as usize..(at + length) as usize])?)?;
-            }
-        } else {
-            if !self.entries.is_empty() {
-                self.spill_run()?;
-            }
-            self.run = Vec::new();
-            self.entries = Vec::new();
-            merge(&self.spill, &self.runs, &mut settler)?;
+    pub fn finish(self, out: File) -> io::Result<Index> {
+        let mut sorted = self.sorter.finish()?;
+        let (spill, end) = sorted.spill()?;
+        let mut settler = Settler::new(Output::new(out, OffsetTable::new(spill, end))?);
+        while let Some(record) = sorted.next_item()? {
+            settler.take(decode(record)?)?;
         }
         settler.finish()
     }
 }
 
-/// One sorted run while merging.
-struct Run<'a> {
-    spill: &'a File,
-    next: u64,
-    end: u64,
-    block: Vec<u8>,
-    at: usize,
-}
-
-impl Run<'_> {
-    fn take(&mut self, length: usize, out: &mut Vec<u8>) -> io::Result<()> {
-        out.clear();
-        while out.len() < length {
-            if self.at == self.block.len() {
-                let size = (self.end - self.next).min(MERGE_BLOCK as u64) as usize;
-                self.block.resize(size, 0);
-                self.spill.read_exact_at(&mut self.block, self.next)?;
-                self.next += size as u64;
-                self.at = 0;
-            }
-            let part = (length - out.len()).min(self.block.len() - self.at);
-            if part == 0 {
-                return Err(super::codec::corrupt("run ends inside a record"));
-            }
-            out.extend_from_slice(&self.block[self.at..self.at + part]);
-            self.at += part;
-        }
-        Ok(())
-    }
-
-    fn record(&mut self, scratch: &mut Vec<u8>) -> io::Result<Option<Record>> {
-        if self.next == self.end && self.at == self.block.len() {
-            return Ok(None);
-        }
-        self.take(LENGTH, scratch)?;
-        let mut length = [0; LENGTH];
-        length.copy_from_slice(scratch);
-        self.take(u32::from_le_bytes(length) as usize, scratch)?;
-        decode(scratch).map(Some)
-    }
-}
-
-/// Head of a run in the heap.
-struct Head {
-    record: Record,
-    run: usize,
-}
-
-impl PartialEq for Head {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-impl Eq for Head {}
-impl PartialOrd for Head {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Head {
-    fn cmp(&self, other: &Self) -> Ordering {
-        compare(&self.record.path, &other.record.path)
-            .then(self.record.seq.cmp(&other.record.seq))
-            .then(self.run.cmp(&other.run))
-    }
-}
-
-fn merge(spill: &File, runs: &[(u64, u64)], settler: &mut Settler) -> io::Result<()> {
-    let mut scratch = Vec::new();
-    let mut sources: Vec<Run<'_>> = runs
-        .iter()
-        .map(|&(start, end)| Run {
-            spill,
-            next: start,
-            end,
-            block: Vec::new(),
-            at: 0,
-        })
-        .collect();
-    let mut heap = BinaryHeap::new();
-    for (run, source) in sources.iter_mut().enumerate() {
-        if let Some(record) = source.record(&mut scratch)? {
-            heap.push(Reverse(Head { record, run }));
-        }
-    }
-    while let Some(Reverse(Head { record, run })) = heap.pop() {
-        settler.take(record)?;
-        if let Some(record) = sources[run].record(&mut scratch)? {
-            heap.push(Reverse(Head { record, run }));
-        }
-    }
-    Ok(())
+/// By path, then by place in the archive.
+fn by_path_and_place(a: &[u8], b: &[u8]) -> Ordering {
+    let key = |key| decode_key(key).unwrap_or_default();
+    let (a, b) = (key(a), key(b));
+    compare(a.0, b.0).then(a.1.cmp(&b.1))
 }
 
 /// Settles what a layer says several times about one path, as extraction in the
@@ -360,13 +215,13 @@ struct Output {
 }
 
 impl Output {
-    fn new(file: File) -> io::Result<Self> {
+    fn new(file: File, table: OffsetTable) -> io::Result<Self> {
         let mut out = BufWriter::with_capacity(64 << 10, file);
         out.write_all(MAGIC)?;
         Ok(Output {
             out,
             position: MAGIC.len() as u64,
-            table: OffsetTable::default(),
+            table,
             scratch: Vec::new(),
             summary: Summary::default(),
         })
@@ -376,7 +231,7 @@ impl Output {
         self.count(record);
         self.scratch.clear();
         encode(record, &mut self.scratch);
-        self.table.push(self.position);
+        self.table.push(self.position)?;
         self.out
             .write_all(&(self.scratch.len() as u32).to_le_bytes())?;
         self.out.write_all(&self.scratch)?;
@@ -427,30 +282,51 @@ impl Output {
     }
 }
 
-/// Offsets of records, as the lengths between them: two bytes or so a record
-/// instead of eight, which keeps a million of them in two megabytes.
-#[derive(Default)]
+/// Bytes of offsets kept in memory.
+const TABLE_BUFFER: usize = 16 << 10;
+
+/// Offsets of records. They belong behind the last record, so until then they
+/// are in the spill file, behind what was sorted.
 struct OffsetTable {
-    deltas: Vec<u8>,
-    last: u64,
+    spill: File,
+    start: u64,
+    end: u64,
+    buffer: Vec<u8>,
     count: u64,
 }
 
 impl OffsetTable {
-    fn push(&mut self, offset: u64) {
-        super::codec::put_u64(&mut self.deltas, offset - self.last);
-        self.last = offset;
+    fn new(spill: File, start: u64) -> Self {
+        OffsetTable {
+            spill,
+            start,
+            end: start,
+            buffer: Vec::new(),
+            count: 0,
+        }
+    }
+
+    fn push(&mut self, offset: u64) -> io::Result<()> {
+        self.buffer.extend_from_slice(&offset.to_le_bytes());
         self.count += 1;
+        if self.buffer.len() >= TABLE_BUFFER {
+            self.spill.write_all_at(&self.buffer, self.end)?;
+            self.end += self.buffer.len() as u64;
+            self.buffer.clear();
+        }
+        Ok(())
     }
 
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let mut input = self.deltas.as_slice();
-        let mut offset = 0;
-        for _ in 0..self.count {
-            offset += super::codec::get_u64(&mut input)?;
-            out.write_all(&offset.to_le_bytes())?;
+        let mut block = vec![0; TABLE_BUFFER];
+        let mut offset = self.start;
+        while offset < self.end {
+            let part = (self.end - offset).min(block.len() as u64) as usize;
+            self.spill.read_exact_at(&mut block[..part], offset)?;
+            out.write_all(&block[..part])?;
+            offset += part as u64;
         }
-        Ok(())
+        out.write_all(&self.buffer)
     }
 }
 
@@ -460,8 +336,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    use super::super::sort::RUN;
+
     fn index(records: &[Record], run: usize) -> Index {
-        let mut builder = Builder::with_run_size(tempfile::tempfile().unwrap(), run);
+        let mut builder = Builder::new(tempfile::tempfile().unwrap());
+        builder.sorter.run_bytes = run;
+        // As of an index of many gigabytes.
+        builder.sorter.fan_in = 2;
         for record in records {
             builder.push(record).unwrap();
         }

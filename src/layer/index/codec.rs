@@ -10,10 +10,13 @@ const BENEATH_LINK: u8 = 1 << 5;
 const WHITEOUT: u8 = 1 << 6;
 const OPAQUE: u8 = 1 << 7;
 
-/// Appends the encoding of `record` to `out`.
-pub(crate) fn encode(record: &Record, out: &mut Vec<u8>) {
+/// Appends the encoding of `record` to `out`. Says how long its beginning is
+/// that [`decode_key`] reads.
+pub(crate) fn encode(record: &Record, out: &mut Vec<u8>) -> usize {
+    let start = out.len();
     put_bytes(out, &record.path);
     put_u64(out, record.seq);
+    let key = out.len() - start;
     let mut tag = match &record.node {
         None => 0,
         Some(Node::Directory { late: false, .. }) => 1,
@@ -73,6 +76,7 @@ pub(crate) fn encode(record: &Record, out: &mut Vec<u8>) {
         }
         Some(Node::ForeignLink { target }) => put_bytes(out, target),
     }
+    key
 }
 
 /// Decodes one record that fills `bytes` exactly.

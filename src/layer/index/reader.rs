@@ -1,6 +1,7 @@
 //! Reading an index: one path by binary search, or all in order. Nothing is
 //! held in memory but small buffers, so the size of an image does not matter.
 
+use super::cache::Cache;
 use super::codec::{corrupt, decode, decode_path};
 use super::{Record, Summary, compare, is_below};
 use std::cmp::Ordering;
@@ -8,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// First bytes of an index file; the last one is the format's version.
 pub(super) const MAGIC: &[u8; 8] = b"aufsidx\x01";
@@ -18,10 +20,16 @@ pub(super) const LENGTH: usize = 4;
 /// Read at once by a cursor.
 const BLOCK: usize = 16 << 10;
 
+/// Number of the file that is opened next; 0 is none's.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
 /// A finished index file, open for reading. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Index {
     file: Arc<File>,
+    /// The number of the file in caches.
+    id: u64,
+    cache: Option<Arc<Cache>>,
     count: u64,
     table: u64,
     summary: Summary,
@@ -61,10 +69,45 @@ impl Index {
         let summary = serde_json::from_slice(&json)?;
         Ok(Index {
             file: Arc::new(file),
+            id: NEXT_ID.fetch_add(1, Relaxed),
+            cache: None,
             count,
             table,
             summary,
         })
+    }
+
+    /// The same index, whose single paths are read by way of `cache`.
+    pub(crate) fn cached(&self, cache: &Arc<Cache>) -> Self {
+        Index {
+            cache: Some(Arc::clone(cache)),
+            ..self.clone()
+        }
+    }
+
+    /// With the same cache as `other`.
+    pub(crate) fn cached_like(self, other: &Index) -> Self {
+        Index {
+            cache: other.cache.clone(),
+            ..self
+        }
+    }
+
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+        match &self.cache {
+            Some(cache) => cache.read_at(self.id, &self.file, out, offset),
+            None => self.file.read_at(out, offset),
+        }
+    }
+
+    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        match &self.cache {
+            Some(cache) => match cache.read_at(self.id, &self.file, out, offset)? {
+                size if size == out.len() => Ok(()),
+                _ => Err(io::ErrorKind::UnexpectedEof.into()),
+            },
+            None => self.file.read_exact_at(out, offset),
+        }
     }
 
     /// What the index holds, in numbers.
@@ -83,6 +126,14 @@ impl Index {
             return decode(&bytes).map(Some);
         }
         Ok(None)
+    }
+
+    /// The last record whose path is before `path`, which need not be there.
+    pub(crate) fn last_before(&self, path: &[u8]) -> io::Result<Option<Record>> {
+        match self.lower_bound(path)?.checked_sub(1) {
+            Some(place) => decode(&self.record_bytes(place)?).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Writes a copy of the index to the new file `path`.
@@ -123,7 +174,7 @@ impl Index {
         while low < high {
             let middle = low + (high - low) / 2;
             let offset = self.offset(middle)?;
-            let size = self.file.read_at(&mut head, offset)?;
+            let size = self.read_at(&mut head, offset)?;
             let is_before = match head.get(LENGTH..size).map(decode_path) {
                 Some(Ok(found)) => before(found),
                 // A path longer than the first read: take the record whole.
@@ -140,15 +191,14 @@ impl Index {
 
     fn offset(&self, place: u64) -> io::Result<u64> {
         let mut bytes = [0; 8];
-        self.file
-            .read_exact_at(&mut bytes, self.table + place * 8)?;
+        self.read_exact_at(&mut bytes, self.table + place * 8)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
     pub(super) fn record_bytes(&self, place: u64) -> io::Result<Vec<u8>> {
         let offset = self.offset(place)?;
         let mut length = [0; LENGTH];
-        self.file.read_exact_at(&mut length, offset)?;
+        self.read_exact_at(&mut length, offset)?;
         let length = u32::from_le_bytes(length);
         // The table may say anything, even what is no place in any file.
         let end = offset.checked_add(LENGTH as u64 + u64::from(length));
@@ -156,8 +206,7 @@ impl Index {
             return Err(corrupt("record reaches into the table"));
         }
         let mut bytes = vec![0; length as usize];
-        self.file
-            .read_exact_at(&mut bytes, offset + LENGTH as u64)?;
+        self.read_exact_at(&mut bytes, offset + LENGTH as u64)?;
         Ok(bytes)
     }
 }

@@ -27,9 +27,10 @@ impl fmt::Debug for Sha256Text {
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError<E: Error + 'static> {
     /// One layer failed; the others were given up.
-    #[error("cannot stage layer {index} ({digest})")]
+    #[error("cannot stage layer {} ({digest})", index + 1)]
     Layer {
-        /// [`LayerJob::index`](super::LayerJob::index).
+        /// [`LayerJob::index`](super::LayerJob::index), the lowest is 0; the text
+        /// counts from 1, as all texts do.
         index: usize,
         /// The blob's digest, or the diffID where only that is known.
         digest: Sha256Text,

@@ -78,7 +78,7 @@ fn index(entries: &[&str]) -> Index {
 
 fn try_sealed(layers: &[&[&str]], format: Format) -> Result<Sealed, SealError> {
     let layers: Vec<Index> = layers.iter().map(|layer| index(layer)).collect();
-    seal(&layers, format, &tempfile::tempfile)
+    seal(&layers, format, &Limits::default(), &tempfile::tempfile)
 }
 
 fn sealed(layers: &[&[&str]], format: Format) -> Sealed {
@@ -286,7 +286,13 @@ fn a_hard_link_brings_all_names_that_still_show() {
         builder.finish(tempfile::tempfile().unwrap()).unwrap()
     };
     let linked = |upper: &[&str]| {
-        let sealed = seal(&[lower(), index(upper)], Format::Aufs, &tempfile::tempfile).unwrap();
+        let sealed = seal(
+            &[lower(), index(upper)],
+            Format::Aufs,
+            &Limits::default(),
+            &tempfile::tempfile,
+        )
+        .unwrap();
         assert!(sealed.edits[1].copies());
         edits(&sealed.edits[1])
     };
@@ -323,6 +329,9 @@ fn what_was_lost_is_refused_rather_than_guessed() {
         &["g => f", "f", "f/"],
         &["l => lib", "l/x"],
         &["up/l => up", "l/x", "up/l", "l"],
+        // A link to what went through a link, and then with its directory.
+        &["lib/x", "g => usr/x", "usr"],
+        &["usr/", "lib/x", "g => usr/x", "usr"],
     ] {
         let refused = try_sealed(&[lower, upper], Format::Overlay).map(|_| ());
         assert!(
@@ -340,12 +349,125 @@ fn what_makes_no_sense_says_so() {
     assert!(matches!(refused(&["g => no"]), E::LinkTargetMissing { .. }));
     assert!(matches!(
         refused(&[".wh.f", "g => f"]),
-        E::LinkTargetRemoved { layer: 2, link, target } if link == "g" && target == "f"
+        E::LinkTargetRemoved { layer: 2, link, target } if link.as_bytes() == b"g" && target.as_bytes() == b"f"
     ));
     assert!(matches!(refused(&["g => d"]), E::LinkToDirectory { .. }));
     assert!(matches!(refused(&["o/x"]), E::LinkLoop { .. }));
     // A circle that nothing enters harms nobody.
     assert_edits(Format::Aufs, &[lower, &["o", "f"]], &[&[], &[]]);
+}
+
+#[test]
+fn ways_through_links_are_bounded() {
+    let link = |from: &str, to: &str| format!("{from} -> {to}");
+    let refused = |links: &[String], upper: &[&str], limits: &Limits| {
+        let lower: Vec<&str> = links.iter().map(String::as_str).collect();
+        let layers = [index(&lower), index(upper)];
+        seal(&layers, Format::Aufs, limits, &tempfile::tempfile).map(|_| ())
+    };
+    let (few, default) = (
+        Limits {
+            max_depth: 6,
+            max_path_bytes: 40,
+            ..Limits::default()
+        },
+        Limits::default(),
+    );
+    let two = |text: &str| [link("l", &format!("m/{text}")), link("m", text)];
+    use SealError as E;
+    // Each link is within the bounds; both together are at them, or beyond.
+    for upper in ["l/x", "l/.wh.x", "g => l/x"] {
+        let result = refused(&two("a/a/a"), &[upper], &few);
+        assert!(
+            matches!(
+                result,
+                Err(E::TooDeep {
+                    layer: 2,
+                    limit: 6,
+                    ..
+                })
+            ),
+            "{result:?}"
+        );
+        let result = refused(&two("aaaaaaaaaaaaaaaaaaaa"), &[upper], &few);
+        assert!(
+            matches!(
+                result,
+                Err(E::TooLong {
+                    layer: 2,
+                    limit: 40,
+                    ..
+                })
+            ),
+            "{result:?}"
+        );
+        let long = [link("l", &"n".repeat(256))];
+        let result = refused(&long, &[upper], &default);
+        assert!(
+            matches!(
+                result,
+                Err(E::NameTooLong {
+                    layer: 2,
+                    limit: 255,
+                    ..
+                })
+            ),
+            "{result:?}"
+        );
+        let turns = two(&"a/../".repeat(1025));
+        let result = refused(&turns, &[upper], &default);
+        assert!(
+            matches!(
+                result,
+                Err(E::TooManySteps {
+                    layer: 2,
+                    limit: 4096,
+                    ..
+                })
+            ),
+            "{result:?}"
+        );
+    }
+    assert!(refused(&two("a/a"), &["l/x/y"], &few).is_ok());
+    assert!(refused(&two(&"a/../".repeat(900)), &["l/x"], &default).is_ok());
+    // What is beneath the place goes on from there.
+    let result = refused(&two("a/a"), &["l/x/y/z"], &few);
+    assert!(matches!(result, Err(E::TooDeep { .. })), "{result:?}");
+    // One way, whichever of its directories the links are in.
+    let one = &[link("l", ".")];
+    let way = |n: usize| format!("{}x", "l/".repeat(n));
+    assert!(refused(one, &[&way(40)], &default).is_ok());
+    let result = refused(one, &[&way(41)], &default);
+    assert!(
+        matches!(
+            result,
+            Err(E::TooManyLinks {
+                layer: 2,
+                limit: 40,
+                ..
+            })
+        ),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn what_is_settled_is_bounded_whatever_it_grew_from() {
+    // Each of these directories says all of those on the way to it again.
+    let lower = format!("l -> {}", ["d"; 100].join("/"));
+    let upper: Vec<String> = (0..100).map(|n| format!("l/{n}/x")).collect();
+    let upper: Vec<&str> = upper.iter().map(String::as_str).collect();
+    let layers = [index(&[&lower]), index(&upper)];
+    let limits = Limits {
+        max_index_bytes: 1 << 20,
+        ..Limits::default()
+    };
+    let refused = seal(&layers, Format::Aufs, &limits, &tempfile::tempfile).map(|_| ());
+    let limit = limits.max_index_bytes;
+    assert!(
+        matches!(refused, Err(SealError::IndexTooLarge { layer: 2, limit: found }) if found == limit),
+        "{refused:?}"
+    );
 }
 
 /// What a branch has at a path.

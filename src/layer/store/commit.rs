@@ -99,7 +99,7 @@ impl Store {
         self.sync()
     }
 
-    fn lock_commits(&self) -> Result<File, StoreError> {
+    pub(super) fn lock_commits(&self) -> Result<File, StoreError> {
         let path = self.root().join("store.commit.lock");
         let lock = super::open_lock(&path).map_err(StoreError::io("open", &path))?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)

@@ -1,7 +1,7 @@
 //! Work in progress: a directory of `ingest/` with a lock that the kernel lets
 //! go when its owner dies, however it dies.
 
-use super::{Store, StoreError, open_dir, open_lock, remove_directory, unique};
+use super::{Store, StoreError, bare, open_dir, open_lock, remove_directory, unique};
 use crate::layer::steps;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::fs::{self, File};
@@ -47,6 +47,8 @@ impl Ingest {
                     .mode(0o700)
                     .create(&ingest.path)
                     .map_err(StoreError::io("create", &ingest.path))?;
+                // All trees begin in it.
+                bare(&ingest.path)?;
                 return Ok(ingest);
             }
         }

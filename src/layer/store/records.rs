@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 /// Version of the way in which branches are written; part of every id, so that
 /// a mended bug does not live on in old directories.
-const BRANCH_VERSION: u32 = 1;
+const BRANCH_VERSION: u32 = 2;
 
 /// Name of a branch on disk: 32 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -281,6 +281,21 @@ impl Store {
         write_json(&self.image_file(&record.manifest, ".json"), record, durable)
     }
 
+    /// Adds a form to an image's record, which is `fresh` where the store has
+    /// none. What other processes added since the caller looked stays there.
+    pub fn put_form(
+        &self,
+        fresh: ImageRecord,
+        format: &str,
+        form: SealedForm,
+    ) -> Result<ImageRecord, StoreError> {
+        let _commits = self.lock_commits()?;
+        let mut record = self.image(&fresh.manifest)?.unwrap_or(fresh);
+        record.sealed.insert(format.to_owned(), form);
+        self.put_image(&record, false)?;
+        Ok(record)
+    }
+
     /// All images.
     pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
         self.read_all(".json", |name| !name.ends_with(".ref"))
@@ -342,5 +357,44 @@ impl Store {
         }
         names.sort();
         Ok(names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_of_several_processes_are_all_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        let fresh = ImageRecord {
+            manifest: "sha256:m".to_owned(),
+            config: "sha256:c".to_owned(),
+            platform: "linux/amd64".to_owned(),
+            layers: Vec::new(),
+            created: 1,
+            sealed: std::collections::BTreeMap::new(),
+        };
+        let form = SealedForm {
+            branches: Vec::new(),
+            root: (&Attrs::implied()).into(),
+            root_fits: true,
+        };
+        // Each with a store of its own, as processes have, and none knows of
+        // the others' forms when it begins.
+        let names: Vec<String> = (0..8).map(|number| format!("form-{number}")).collect();
+        std::thread::scope(|scope| {
+            for name in &names {
+                scope.spawn(|| {
+                    let store = Store::open(&root, "boot", false).unwrap();
+                    store.put_form(fresh.clone(), name, form.clone()).unwrap();
+                });
+            }
+        });
+        let store = Store::open(&root, "boot", false).unwrap();
+        let record = store.image(&fresh.manifest).unwrap().unwrap();
+        let kept: Vec<&String> = record.sealed.keys().collect();
+        assert_eq!(kept, names.iter().collect::<Vec<_>>());
     }
 }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | data | a write takes setuid bits and `security.capability` away |
 //! | owner | so does a change of owner |
+//! | foreign attributes removed | only where there can be any, see [`Reader::remove_others`] |
 //! | extended attributes | an access ACL changes the mode's group bits |
 //! | mode | the archive's mode is what counts, to the bit |
 //! | times | last, for all of the above touch them |
@@ -15,14 +16,14 @@ use crate::layer::index::Attrs;
 use rustix::fd::{AsRawFd, BorrowedFd};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
-    fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstatfs, futimens, lgetxattr, llistxattr,
-    lsetxattr, utimensat,
+    fchmod, fchown, fgetxattr, flistxattr, fremovexattr, fsetxattr, fstatfs, futimens, lgetxattr,
+    llistxattr, lremovexattr, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
 use std::io;
 
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
-const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+pub(in crate::layer) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 /// The kernel's bound on one value and on a list of names (`XATTR_SIZE_MAX`).
 const MAX_XATTR_BYTES: usize = 64 << 10;
 const SETUID_SETGID: u32 = 0o6000;
@@ -77,6 +78,14 @@ pub enum MetadataError {
         name: PathText,
         /// Length of its value.
         bytes: usize,
+    },
+    /// An extended attribute that is not the layer's.
+    #[error("cannot remove extended attribute {name}")]
+    RemoveXattr {
+        /// Its name.
+        name: PathText,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// utimensat.
     #[error("cannot set modification time {}.{:09}", time.seconds, time.nanos)]
@@ -137,6 +146,16 @@ impl Inode<'_> {
                 value,
                 XattrFlags::empty(),
             ),
+        }
+    }
+
+    fn remove_xattr(self, name: &[u8]) -> Result<(), Errno> {
+        match self {
+            Inode::Open(fd) => fremovexattr(fd, name),
+            Inode::Named {
+                directory,
+                name: file,
+            } => lremovexattr(Self::proc_path(directory, file), name),
         }
     }
 
@@ -214,8 +233,23 @@ fn is_overlay_note(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
 
+/// Takes the default access control list from a directory, so that what is made
+/// in it gets none from it.
+pub(in crate::layer) fn hand_down_nothing(directory: BorrowedFd<'_>) -> io::Result<()> {
+    let inode = Inode::Named {
+        directory,
+        name: b".",
+    };
+    match inode.remove_xattr(DEFAULT_ACL) {
+        // The second: a filesystem without such lists.
+        Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Gives an inode, `stat` being what it has now, the metadata `attrs`, which
-/// [`reduce`] has seen. Only calls that change something are made.
+/// [`reduce`] has seen. Only calls that change something are made. No extended
+/// attribute is removed: a fresh inode in a bare directory has none.
 pub(in crate::layer) fn set(
     inode: Inode<'_>,
     stat: &Stat,
@@ -305,7 +339,7 @@ fn set_times(inode: Inode<'_>, mtime: Timestamp) -> Result<(), Errno> {
     }
 }
 
-/// Reads metadata back from disk.
+/// Reads metadata back from disk, and compares it with what should be there.
 #[derive(Debug)]
 pub(in crate::layer) struct Reader {
     /// Attributes that every inode gets from the kernel unasked (as
@@ -317,7 +351,8 @@ pub(in crate::layer) struct Reader {
 
 impl Reader {
     /// A reader for the filesystem that the directory `fresh` is on, newly made
-    /// and without any attribute given to it.
+    /// and without any attribute given to it: a layer's own directory does only
+    /// until the layer's metadata is on it.
     pub(in crate::layer) fn new(fresh: BorrowedFd<'_>) -> Result<Self, MetadataError> {
         let mut reader = Reader {
             ambient: Vec::new(),
@@ -352,6 +387,33 @@ impl Reader {
             .collect();
         names.sort_unstable();
         Ok(names)
+    }
+
+    /// Removes the extended attributes that the inode has and `attrs` does not
+    /// name: the access control lists that a directory with a default one hands
+    /// down, and what another description of the same directory has given it.
+    /// What the union keeps there for itself stays.
+    pub(in crate::layer) fn remove_others(
+        &mut self,
+        inode: Inode<'_>,
+        stat: &Stat,
+        attrs: &Attrs,
+        ownership: Ownership,
+    ) -> Result<(), MetadataError> {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        for name in self.list(inode)? {
+            let wanted = attrs.xattrs.iter().any(|(wanted, _)| *wanted == name);
+            if wanted || self.ambient.contains(&name) || !is_possible(&name, kind, ownership) {
+                continue;
+            }
+            inode
+                .remove_xattr(&name)
+                .map_err(|source| MetadataError::RemoveXattr {
+                    name: name[..].into(),
+                    source: source.into(),
+                })?;
+        }
+        Ok(())
     }
 
     /// What `stat` and the filesystem say of an inode, as [`reduce`] would

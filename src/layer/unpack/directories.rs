@@ -1,7 +1,7 @@
-//! The last step of a layer: its directories get their metadata.
+//! The last step of a layer, and of its edits: directories get their metadata.
 
 use crate::layer::index::{self, Attrs};
-use crate::layer::tree::metadata::{self, Inode};
+use crate::layer::tree::metadata::{self, Inode, Reader};
 use crate::layer::tree::{Cursor, EnterError, MetadataError, Ownership, PathText, errno_in_chain};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
@@ -57,7 +57,8 @@ impl FinishError {
 }
 
 /// Gives the directories `dirs` beneath `root`, and `root` itself as the empty
-/// path, their metadata. Nothing may be made or removed in them afterwards.
+/// path, their metadata; they are without any. Nothing may be made or removed in
+/// them afterwards.
 ///
 /// In the order of an index a directory is finished after all that is beneath
 /// it, so that also a caller without root passes a directory before it is
@@ -70,6 +71,34 @@ pub fn finish_directories(
     dirs: impl Iterator<Item = Result<(Vec<u8>, Attrs), io::Error>>,
     ownership: Ownership,
 ) -> Result<(), FinishError> {
+    finish_all(root, dirs, ownership, None)
+}
+
+/// [`finish_directories`] for those that were finished before, or were made in
+/// one that was: what they have and `dirs` does not say is taken from them.
+/// `fresh` is a directory on the same filesystem without any metadata.
+///
+/// # Errors
+/// As [`finish_directories`].
+pub fn refinish_directories(
+    root: BorrowedFd<'_>,
+    fresh: BorrowedFd<'_>,
+    dirs: impl Iterator<Item = Result<(Vec<u8>, Attrs), io::Error>>,
+    ownership: Ownership,
+) -> Result<(), FinishError> {
+    let reader = Reader::new(fresh).map_err(|source| FinishError::Metadata {
+        path: PathText::from(&b""[..]),
+        source,
+    })?;
+    finish_all(root, dirs, ownership, Some(reader))
+}
+
+fn finish_all(
+    root: BorrowedFd<'_>,
+    dirs: impl Iterator<Item = Result<(Vec<u8>, Attrs), io::Error>>,
+    ownership: Ownership,
+    mut found: Option<Reader>,
+) -> Result<(), FinishError> {
     let root = fcntl_dupfd_cloexec(root, 0).map_err(|source| FinishError::Open {
         path: PathText::from(&b""[..]),
         source: source.into(),
@@ -80,12 +109,12 @@ pub fn finish_directories(
     for directory in dirs {
         let (path, attrs) = directory.map_err(|source| FinishError::List { source })?;
         while let Some((done, attrs)) = open.pop_if(|(outer, _)| !index::is_below(&path, outer)) {
-            finish(&mut cursor, &done, attrs, ownership)?;
+            finish(&mut cursor, &done, attrs, ownership, &mut found)?;
         }
         open.push((path, attrs));
     }
     while let Some((done, attrs)) = open.pop() {
-        finish(&mut cursor, &done, attrs, ownership)?;
+        finish(&mut cursor, &done, attrs, ownership, &mut found)?;
     }
     Ok(())
 }
@@ -95,6 +124,7 @@ fn finish(
     path: &[u8],
     mut attrs: Attrs,
     ownership: Ownership,
+    found: &mut Option<Reader>,
 ) -> Result<(), FinishError> {
     let parent = cursor
         .enter(index::parent(path))
@@ -118,10 +148,15 @@ fn finish(
         source: source.into(),
     })?;
     metadata::reduce(&mut attrs, FileType::Directory, ownership);
-    metadata::set(Inode::Open(directory.as_fd()), &stat, &attrs, ownership).map_err(|source| {
-        FinishError::Metadata {
+    let inode = Inode::Open(directory.as_fd());
+    found
+        .as_mut()
+        .map_or(Ok(()), |found| {
+            found.remove_others(inode, &stat, &attrs, ownership)
+        })
+        .and_then(|()| metadata::set(inode, &stat, &attrs, ownership))
+        .map_err(|source| FinishError::Metadata {
             path: path.into(),
             source,
-        }
-    })
+        })
 }

@@ -41,7 +41,7 @@ pub enum UnpackError {
         /// The entry.
         path: PathText,
         /// The limit.
-        limit: u32,
+        limit: usize,
     },
     /// The layer's links lead over very long ways.
     #[error("entry {path} passes more than {limit} components of symbolic links")]

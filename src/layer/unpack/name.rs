@@ -2,7 +2,7 @@
 //! apart by the whiteout prefix. Pure.
 
 use crate::layer::index;
-use crate::layer::limits::Limits;
+use crate::layer::limits::{Limits, MAX_COMPONENT_BYTES};
 
 /// What makes a name a whiteout, in the layer format.
 pub(super) const WHITEOUT: &[u8] = b".wh.";
@@ -13,8 +13,6 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// At the root of a layer that AUFS-Docker before 1.4 wrote: the directory of
 /// the files that had several names, which are hard links into it.
 pub(super) const PSEUDO_LINKS: &[u8] = b".wh..wh.plnk";
-/// The longest component that a Linux filesystem takes.
-const MAX_COMPONENT_BYTES: usize = 255;
 
 /// A name is refused, whatever is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

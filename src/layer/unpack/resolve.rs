@@ -9,15 +9,10 @@ use super::name::{self, NameError};
 use super::{UnpackError, Unpacker};
 use crate::layer::RecordSink;
 use crate::layer::index::{self, Node, Record};
+use crate::layer::limits::{MAX_LINKS, MAX_STEPS};
 use crate::layer::tree::PathText;
 use rustix::fs::{Mode, mkdirat, readlinkat};
 use rustix::io::Errno;
-
-/// Links on one way, as many as the kernel follows (`MAXSYMLINKS`).
-const MAX_LINKS: u32 = 40;
-/// Components of link targets on one way. 40 links of 2,047 components each
-/// are 80,000 look-ups for one entry; nobody's layer needs a twentieth.
-const MAX_STEPS: usize = 4096;
 
 /// What of a directory's path does not exist. The existing part is where the
 /// cursor is.

@@ -70,7 +70,7 @@ fn the_calls_of_an_aufs_mount_are_these_and_no_others() {
             MountCall::New {
                 fs_type: "aufs",
                 flags: MountFlags::volume(false),
-                data: "br=/s/volumes/v/upper=rw:/s/diff/000=ro+wh,dio,dirperm1,xino=/run/x/v"
+                data: "br=/s/volumes/v/upper=rw:/s/diff/000=ro+wh,dio,acl,dirperm1,xino=/run/x/v"
                     .into(),
             },
         ),

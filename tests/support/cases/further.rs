@@ -1,7 +1,8 @@
 //! Cases that the table does not have.
 
 use super::super::entry::{
-    Entry, EntryKind, Time, dir, fifo, file, hardlink, opaque, symlink, whiteout,
+    ACCESS_ACL, DEFAULT_ACL, Entry, EntryKind, Time, acl, dir, fifo, file, hardlink, opaque,
+    symlink, whiteout,
 };
 use super::super::tree::{Kind, Node};
 use super::{
@@ -13,6 +14,7 @@ pub fn further_cases() -> Vec<Case> {
     let mut cases = further_markers();
     cases.extend(further_links());
     cases.extend(further_metadata());
+    cases.extend(further_attributes());
     cases.extend(further_refusals());
     cases
 }
@@ -295,6 +297,114 @@ fn further_metadata() -> Vec<Case> {
             Picture::new()
                 .with("null", a_node(Kind::Char(1, 3), 0o666))
                 .with("loop", a_node(Kind::Block(7, 0), 0o660).owner(0, 6)),
+        ),
+    ]
+}
+
+/// What sealing makes in a layer has its own attributes: none of the directory
+/// that it is made in, and none of what was there before.
+fn further_attributes() -> Vec<Case> {
+    let with = |node: Node, name: &[u8], value: &[u8]| Node {
+        xattrs: [(name.to_vec(), value.to_vec())].into(),
+        ..node
+    };
+    let list = acl(0o750);
+    // `cap_net_raw+ep` as revision 2 of the kernel's structure.
+    let capability = [
+        1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    let below = || {
+        vec![
+            dir("d"),
+            file("d/f", b"f"),
+            dir("d/sub").mode(0o775),
+            file("d/sub/x", b"x"),
+            fifo("d/p"),
+        ]
+    };
+    let above = || dir("d").xattr(DEFAULT_ACL, &list);
+    let shown = || {
+        Picture::new()
+            .with("d", with(a_dir(), DEFAULT_ACL, &list))
+            .with("d/f", a_file("f"))
+            .with("d/sub", a_dir().mode(0o775))
+            .with("d/sub/x", a_file("x"))
+            .with("d/p", a_node(Kind::Fifo, 0o644))
+    };
+    vec![
+        shows(
+            "a default list is not handed down to a directory in which something is hidden",
+            vec![below(), vec![above(), whiteout("d/sub/x")]],
+            shown().without("d/sub/x"),
+        ),
+        shows(
+            "nor to what is linked again",
+            vec![
+                below(),
+                vec![above(), hardlink("g", "d/f"), hardlink("d/q", "d/p")],
+            ],
+            shown().also("g", "d/f").also("d/q", "d/p"),
+        ),
+        shows(
+            "nor to one that is only implied, and what is linked in it",
+            vec![
+                below(),
+                vec![above(), hardlink("d/sub/g", "d/f"), file("d/sub/n", b"n")],
+            ],
+            shown().also("d/sub/g", "d/f").with("d/sub/n", a_file("n")),
+        ),
+        shows(
+            "what has a list of its own keeps it",
+            vec![
+                vec![
+                    dir("d"),
+                    file("d/f", b"f").mode(0o640).xattr(ACCESS_ACL, acl(0o640)),
+                    dir("d/sub").xattr(DEFAULT_ACL, acl(0o700)),
+                    file("d/sub/x", b"x"),
+                ],
+                vec![above(), hardlink("g", "d/f"), whiteout("d/sub/x")],
+            ],
+            Picture::new()
+                .with("d", with(a_dir(), DEFAULT_ACL, &list))
+                .with(
+                    "d/f",
+                    with(a_file("f").mode(0o640), ACCESS_ACL, &acl(0o640)),
+                )
+                .also("g", "d/f")
+                .with("d/sub", with(a_dir(), DEFAULT_ACL, &acl(0o700))),
+        ),
+        shows(
+            "a directory described twice, once through a link, has what came last",
+            vec![
+                base(),
+                vec![
+                    dir("usr/lib/e")
+                        .xattr("user.a", "1")
+                        .xattr(DEFAULT_ACL, &list),
+                    file("usr/lib/e/n", b"n"),
+                    dir("lib/e"),
+                    file("lib/e/m", b"m"),
+                ],
+            ],
+            base_tree()
+                .with("usr/lib/e", a_dir())
+                .with("usr/lib/e/n", a_file("n"))
+                .with("usr/lib/e/m", a_file("m")),
+        ),
+        shows(
+            "a file keeps its capability under a root that has one",
+            vec![
+                vec![file("f", b"f").xattr("security.capability", capability)],
+                vec![
+                    dir("").xattr("security.capability", capability),
+                    hardlink("g", "f"),
+                ],
+            ],
+            Picture::new()
+                .without("")
+                .with("", with(a_dir(), b"security.capability", &capability))
+                .with("f", with(a_file("f"), b"security.capability", &capability))
+                .also("g", "f"),
         ),
     ]
 }

@@ -261,7 +261,7 @@ fn an_error_of_the_sink_stops_every_layer_and_is_told_with_its_own() {
     let text = result.as_ref().unwrap_err().to_string();
     assert_eq!(
         text,
-        format!("cannot stage layer 5 ({})", Sha256Text(sha256(&blob)))
+        format!("cannot stage layer 6 ({})", Sha256Text(sha256(&blob)))
     );
     let (index, cause) = failure(result);
     assert_eq!(index, 5);

@@ -404,14 +404,33 @@ fn what_the_parent_directory_hands_down_is_undone() {
     let members = [
         file("f", "x"),
         self::dir("d"),
+        file("d/f", "x"),
+        self::dir("d/e"),
         (entry(EntryKind::Fifo, "p"), Vec::new()),
+        file("implied/f", "x"),
     ];
     feed(&mut unpacker, &members).unwrap();
     unpacker.finish().unwrap();
-    let meta = std::fs::metadata(dir.path().join("f")).unwrap();
-    assert_eq!((meta.mode() & 0o7777, meta.gid()), (0o644, 0));
-    let meta = std::fs::metadata(dir.path().join("p")).unwrap();
-    assert_eq!((meta.mode() & 0o7777, meta.gid()), (0o755, 0));
+    let dirs = records.iter().filter_map(|record| match &record.node {
+        Some(Node::Directory { attrs, .. }) => Some(Ok((record.path.clone(), attrs.clone()))),
+        Some(Node::Implied) => Some(Ok((record.path.clone(), Attrs::implied()))),
+        _ => None,
+    });
+    finish_directories(open(dir.path()).as_fd(), dirs, Ownership::Real).unwrap();
+    for (path, mode) in [
+        ("f", 0o644),
+        ("d", 0o755),
+        ("d/f", 0o644),
+        ("d/e", 0o755),
+        ("p", 0o755),
+        ("implied", 0o755),
+        ("implied/f", 0o644),
+    ] {
+        let real = dir.path().join(path);
+        let meta = std::fs::metadata(&real).unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.gid()), (mode, 0), "{path}");
+        assert_eq!(xattr_names(&real), [""; 0], "{path}");
+    }
 }
 
 #[test]

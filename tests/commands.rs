@@ -1,0 +1,265 @@
+//! The command line as a person uses it: what it refuses, with which exit code,
+//! and that what is in the way is left as it is.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use support::entry::file;
+use support::node::TestNode;
+use support::oci_layout::OciLayout;
+use support::tarball::{Compression, tars};
+
+/// A place for a store that only the program touches.
+struct Place(TestNode);
+
+impl Place {
+    fn new() -> Self {
+        Place(TestNode::new())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// An image with one file that says which one it is.
+    fn image(&self, dir: &Path, text: &str) {
+        let layers = [vec![file("which", text)]];
+        OciLayout::new(dir).image("latest", &tars(&layers), Compression::Gzip);
+    }
+
+    fn target(&self, name: &str) -> PathBuf {
+        let target = self.path(name);
+        fs::create_dir_all(&target).unwrap();
+        target
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the program is what is tested")]
+    fn run_in(&self, dir: &Path, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_aufs-csi"))
+            .env_clear()
+            .env("AUFS_CSI_ROOT", self.path("store"))
+            .env("AUFS_CSI_RUN_DIR", self.path("run"))
+            .current_dir(dir)
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.run_in(self.0.path(), arguments)
+    }
+
+    /// Exit code and error text.
+    fn code(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.run(arguments);
+        let text = String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap(), text)
+    }
+
+    fn good(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {text}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // What a failed test has mounted.
+        let list = self.run(&["volumes", "--output", "json"]).stdout;
+        let list: serde_json::Value = serde_json::from_slice(&list).unwrap_or_default();
+        for volume in list.as_array().into_iter().flatten() {
+            let id = volume["volume_id"].as_str().unwrap_or_default();
+            self.run(&["unmount", id]);
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_has_its_exit_code_and_leaves_all_as_it_was() {
+    let place = Place::new();
+    place.image(&place.path("image"), "one");
+    place.image(&place.path("other"), "two");
+    let used = place.target("used");
+    let full = place.target("full");
+    let free = place.target("free");
+    fs::write(full.join("theirs"), "").unwrap();
+    let [used, full, free] = [&used, &full, &free].map(|path| path.to_str().unwrap());
+    place.good(&["mount", "oci:image:latest", used]);
+    // Again it changes nothing.
+    place.good(&["mount", "oci:image:latest", used]);
+    for (arguments, code, words) in [
+        (
+            &["mount", "oci:other:latest", used][..],
+            73,
+            "other attributes",
+        ),
+        (
+            &["mount", "--volume-id", "b", "oci:image:latest", used],
+            73,
+            "mount point already",
+        ),
+        (
+            &["mount", "--volume-id", used, "oci:image:latest", free],
+            73,
+            "already",
+        ),
+        (&["mount", "oci:image:latest", full], 73, "not empty"),
+        (&["mount", "oci:image:latest", "absent"], 66, "absent"),
+        (&["mount", "oci:image:nope", free], 66, "nope"),
+        (&["mount", "oci:nowhere", free], 66, "nowhere"),
+        (&["mount", "oci:", free], 64, "image name"),
+        (&["mount", "docker://app:1", free], 69, "registry"),
+        (
+            &["mount", "--union", "aufs", "oci:image:latest", free],
+            69,
+            "aufs",
+        ),
+        (&["unmount", free], 66, "no volume"),
+        (&["unmount", "b"], 66, "no volume"),
+        (&["diff", "b"], 66, "no volume"),
+        (&["export", "b", "--file", "x.tar"], 66, "no volume"),
+        (
+            &["mount", "--frobnicate", "oci:image:latest", free],
+            64,
+            "--frobnicate",
+        ),
+    ] {
+        if arguments.contains(&"aufs") && kernel_has_aufs() {
+            continue;
+        }
+        let (found, text) = place.code(arguments);
+        assert_eq!(found, code, "{arguments:?}: {text}");
+        assert!(text.contains(words), "{arguments:?}: {text}");
+    }
+    assert_eq!(fs::read_to_string(place.path("used/which")).unwrap(), "one");
+    assert!(fs::read_dir(free).unwrap().next().is_none());
+    let list = place.good(&["volumes", "--output", "json"]);
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    assert_eq!(list.as_array().unwrap().len(), 1, "{list}");
+    assert_eq!(list[0]["owner"], "command");
+    place.good(&["unmount", used]);
+}
+
+fn kernel_has_aufs() -> bool {
+    let known = fs::read_to_string("/proc/filesystems").unwrap();
+    known
+        .lines()
+        .any(|line| line.trim_end().ends_with("\taufs"))
+}
+
+#[test]
+fn a_relative_image_is_another_one_elsewhere() {
+    let place = Place::new();
+    for dir in ["a", "b"] {
+        fs::create_dir(place.path(dir)).unwrap();
+        place.image(&place.path(dir).join("image"), dir);
+    }
+    let target = place.target("target");
+    let arguments = ["mount", "oci:image:latest", target.to_str().unwrap()];
+    assert!(place.run_in(&place.path("a"), &arguments).status.success());
+    let again = place.run_in(&place.path("b"), &arguments);
+    assert_eq!(again.status.code(), Some(73));
+    assert_eq!(fs::read_to_string(target.join("which")).unwrap(), "a");
+    place.good(&["unmount", target.to_str().unwrap()]);
+}
+
+#[test]
+fn a_volume_goes_by_its_id_where_its_target_is_gone() {
+    let place = Place::new();
+    place.image(&place.path("image"), "one");
+    let target = place.target("target");
+    let at = target.to_str().unwrap();
+    place.good(&["mount", "--volume-id", "mine", "oci:image:latest", at]);
+    rustix::mount::unmount(&target, rustix::mount::UnmountFlags::empty()).unwrap();
+    fs::remove_dir(&target).unwrap();
+    place.good(&["unmount", "mine"]);
+    assert_eq!(place.good(&["volumes", "--output", "json"]).trim(), "[]");
+
+    place.target("target");
+    place.good(&["mount", "oci:image:latest", at]);
+    rustix::mount::unmount(&target, rustix::mount::UnmountFlags::empty()).unwrap();
+    fs::remove_dir(&target).unwrap();
+    place.good(&["unmount", at]);
+    assert_eq!(place.good(&["volumes", "--output", "json"]).trim(), "[]");
+}
+
+#[test]
+fn what_covers_a_volume_is_left_alone_and_named() {
+    let place = Place::new();
+    place.image(&place.path("image"), "one");
+    let target = place.target("target");
+    let at = target.to_str().unwrap();
+    place.good(&["mount", "oci:image:latest", at]);
+    let theirs = place.target("theirs");
+    fs::write(theirs.join("precious"), "").unwrap();
+    rustix::mount::mount_bind(&theirs, &target).unwrap();
+    let (code, text) = place.code(&["unmount", at]);
+    assert_eq!(code, 73, "{text}");
+    assert!(text.contains("unmount that first"), "{text}");
+    // Nor is it taken for the volume.
+    let (code, text) = place.code(&["mount", "oci:image:latest", at]);
+    assert_ne!(code, 0, "{text}");
+    assert!(target.join("precious").exists());
+    rustix::mount::unmount(&target, rustix::mount::UnmountFlags::empty()).unwrap();
+    assert_eq!(fs::read_to_string(target.join("which")).unwrap(), "one");
+    place.good(&["unmount", at]);
+}
+
+#[test]
+fn a_volume_that_somebody_unmounted_comes_back_with_what_was_written() {
+    let place = Place::new();
+    place.image(&place.path("image"), "one");
+    let target = place.target("target");
+    let at = target.to_str().unwrap();
+    place.good(&["mount", "oci:image:latest", at]);
+    fs::write(target.join("mine"), "written").unwrap();
+    fs::remove_file(target.join("which")).unwrap();
+    rustix::mount::unmount(&target, rustix::mount::UnmountFlags::empty()).unwrap();
+    place.good(&["mount", "oci:image:latest", at]);
+    assert_eq!(fs::read_to_string(target.join("mine")).unwrap(), "written");
+    assert!(!target.join("which").exists());
+    place.good(&["unmount", at]);
+    assert_eq!(place.good(&["volumes", "--output", "json"]).trim(), "[]");
+}
+
+#[test]
+fn a_damaged_record_does_not_hide_the_other_volumes() {
+    let place = Place::new();
+    place.image(&place.path("image"), "one");
+    let target = place.target("target");
+    let at = target.to_str().unwrap();
+    place.good(&["mount", "oci:image:latest", at]);
+    let damaged = place.path("store/volumes/00000000000000000000000000000000");
+    fs::create_dir(&damaged).unwrap();
+    fs::write(damaged.join("record.json"), "").unwrap();
+    let output = place.run(&["volumes", "--output", "json"]);
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(list[0]["volume_id"], at);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("damaged"));
+    place.good(&["images"]);
+    place.good(&["unmount", at]);
+}
+
+#[test]
+fn check_reports_also_where_there_can_be_no_store() {
+    let place = Place::new();
+    let output = place.run(&["check", "--root", "/etc", "--output", "json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["findings"][0]["subject"], "store");
+    assert_eq!(report["findings"][0]["verdict"], "failed");
+    let report = place.good(&["check", "--output", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let subjects: Vec<_> = report["findings"].as_array().unwrap().iter().collect();
+    for subject in ["store", "disk", "quota", "kernel", "aufs", "overlay"] {
+        assert!(
+            subjects.iter().any(|found| found["subject"] == subject),
+            "{subject}: {report}"
+        );
+    }
+}
