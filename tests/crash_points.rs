@@ -27,9 +27,9 @@ use std::fs;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use support::entry::{Layer, dir, file, hardlink, opaque, symlink, whiteout};
 use support::model::flatten;
@@ -210,6 +210,15 @@ enum Next {
 
 const NEXT: [Next; 4] = [Next::Publish, Next::Unpublish, Next::Gone, Next::Later];
 
+/// Between fork and exec a new process has copies of all descriptors of this one,
+/// and with them its locks: no other thread may be at a volume then.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// What this process does to volumes itself.
+fn at_work() -> RwLockReadGuard<'static, ()> {
+    STARTING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A node and one volume of it.
 struct Scene {
     node: TestNode,
@@ -318,6 +327,7 @@ impl Scene {
 
     /// Brings the node to where the work begins; what the volume shows then.
     fn prepare(&self) -> Option<Tree> {
+        let _at_work = at_work();
         self.make_pod();
         if self.work == Work::Publish {
             // Every layer is fetched, and the store itself is made anew.
@@ -368,11 +378,16 @@ impl Scene {
             &self.read_only.to_string(),
             &last.to_string(),
         ];
-        let output = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
             .args(["--ignored", "--exact", "dies", "--nocapture"])
             .env(ORDERS, orders.join("\n"))
-            .output()
-            .unwrap();
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+        let child = command.spawn().unwrap();
+        drop(starting);
+        let output = child.wait_with_output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         let killed = errors.lines().find_map(|line| line.split_once(MARK));
         match killed {
@@ -436,6 +451,7 @@ impl Scene {
 
     /// What comes after the kill, and what must come of it.
     fn go_on(&self, next: Next, before: Option<&Tree>, what: &str) {
+        let _at_work = at_work();
         let volumes = self.start();
         let kubelet = kubelet(self.node.path());
         match next {
@@ -460,8 +476,21 @@ impl Scene {
                     // It came to be mounted, so whether it is in use has to be
                     // looked at, which recovery does not.
                     self.state_is(&volumes, &[VolumeState::Mounted], what);
-                    let upkeep = volumes.reap(&kubelet, Duration::ZERO).unwrap();
-                    assert_eq!((upkeep.done, upkeep.stuck), (vec!["forgotten"], 0));
+                    // Any process that starts in a namespace of its own has a copy
+                    // of all mounts for a moment, and is taken for a user.
+                    let mut upkeep = volumes.reap(&kubelet, Duration::ZERO).unwrap();
+                    for _ in 0..100 {
+                        if !upkeep.done.is_empty() {
+                            break;
+                        }
+                        std::thread::sleep(Duration::from_millis(50));
+                        upkeep = volumes.reap(&kubelet, Duration::ZERO).unwrap();
+                    }
+                    assert_eq!(
+                        (upkeep.done, upkeep.stuck),
+                        (vec!["forgotten"], 0),
+                        "{what}"
+                    );
                 }
             }
             Next::Later => {
@@ -570,4 +599,28 @@ fn while_it_unpublishes_a_writable_volume() {
 #[test]
 fn while_it_unpublishes_a_single_layer() {
     Scene::new(&single(), true, Work::Unpublish).kill_at_every_point(15);
+}
+
+#[test]
+fn a_mount_without_a_record_does_not_keep_the_store_shut() {
+    let _at_work = at_work();
+    let scene = Scene::new(&single(), true, Work::Publish);
+    // As after somebody has removed the record of a volume that was being mounted.
+    let staging = scene
+        .store()
+        .join("volumes")
+        .join("0".repeat(32))
+        .join("staging");
+    fs::create_dir_all(&staging).unwrap();
+    let bind = MountCall::Bind {
+        source: scene.store().join("diff"),
+        beneath: None,
+    };
+    LinuxHost.mount(&staging, &bind).unwrap();
+    let volumes = scene.start();
+    scene.make_pod();
+    let upkeep = volumes.recover(&kubelet(scene.node.path())).unwrap();
+    assert_eq!((upkeep.done, upkeep.stuck), (vec!["orphan"], 0));
+    scene.is_clear("recovery");
+    scene.works(&volumes, "afterwards");
 }

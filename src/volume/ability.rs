@@ -69,6 +69,7 @@ impl Volumes {
             key: self.probe_key(),
             probe,
         };
+        self.forget_unfinished_probes();
         if let Err(error) = write_json(&self.options.run_dir.join(PROBE_FILE), &known, false) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -76,6 +77,19 @@ impl Volumes {
             );
         }
         Ok(self.probe.get_or_init(|| known.probe))
+    }
+
+    /// Removes what processes left that were killed while they kept a result. One
+    /// that is just at it makes its test again next time.
+    fn forget_unfinished_probes(&self) {
+        let entries = fs::read_dir(&self.options.run_dir).into_iter().flatten();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if name.to_string_lossy().starts_with("probe.tmp") {
+                // What stays is as small as it is harmless.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Each union by its name, and whether it passed its self-test.

@@ -243,6 +243,30 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// For `map_err` of a look at what there is of a volume.
+    pub(super) fn unclear(volume_id: &str) -> impl FnOnce(Self) -> Self {
+        |source| VolumeError::Unclear {
+            volume_id: volume_id.to_owned(),
+            source: Box::new(source),
+        }
+    }
+
+    /// For `map_err` of taking down what an earlier process left.
+    pub(super) fn not_cleared(volume_id: &str) -> impl FnOnce(Self) -> Self {
+        |source| VolumeError::NotCleared {
+            volume_id: volume_id.to_owned(),
+            source: Box::new(source),
+        }
+    }
+
+    /// For `map_err` of mounting again what was mounted before.
+    pub(super) fn not_returned(volume_id: &str) -> impl FnOnce(Self) -> Self {
+        |source| VolumeError::NotReturned {
+            volume_id: volume_id.to_owned(),
+            source: Box::new(source),
+        }
+    }
+
     /// Which kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {

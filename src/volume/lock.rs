@@ -1,7 +1,7 @@
 //! One operation per volume at a time, in this process and in any other that
 //! uses the store.
 
-use super::record;
+use super::{VolumeError, record};
 use crate::chain::Chain;
 use crate::layer::steps;
 use crate::layer::store::{StoreError, remove_directory};
@@ -48,6 +48,26 @@ impl VolumeLock {
         let ours = file.metadata().map_err(StoreError::io("read", &path))?;
         let is_named = std::fs::metadata(&path).is_ok_and(|found| found.ino() == ours.ino());
         Ok(is_named.then_some(VolumeLock { file, path }))
+    }
+
+    /// Ends an operation: where nothing is left of the volume, neither is its
+    /// lock file. The first error is the one that counts.
+    pub(super) fn end<T>(
+        self,
+        dir: &Path,
+        result: Result<T, VolumeError>,
+    ) -> Result<T, VolumeError> {
+        if dir.exists() {
+            return result;
+        }
+        match (self.remove().map_err(VolumeError::Store), result) {
+            (Ok(()), result) => result,
+            (Err(error), Ok(_)) => Err(error),
+            (Err(error), Err(first)) => {
+                tracing::warn!(error = %Chain(&error), "a lock file stays until the next start");
+                Err(first)
+            }
+        }
     }
 
     /// Releases the lock of a volume that is gone, and removes its file.

@@ -67,7 +67,7 @@ impl Volumes {
                 && record.attributes == *attributes
                 && self.shows(&record)?)
         };
-        look().map_err(unclear(volume_id))
+        look().map_err(VolumeError::unclear(volume_id))
     }
 
     /// Whether the topmost mount at the volume's target is the volume's own.
@@ -94,15 +94,11 @@ impl Volumes {
         let dir = record::directory(&self.store, &request.volume_id);
         let lock = VolumeLock::take(&dir).map_err(VolumeError::Store)?;
         let target = canonical(&request.target).map_err(|error| match dir.exists() {
-            true => unclear(&request.volume_id)(error),
+            true => VolumeError::unclear(&request.volume_id)(error),
             false => error,
         });
         let result = target.and_then(|target| self.publish_locked(request, &dir, target, progress));
-        if result.is_err() && !dir.exists() {
-            // Nothing is left of the volume, so neither is its lock file.
-            lock.remove().map_err(VolumeError::Store)?;
-        }
-        result
+        lock.end(&dir, result)
     }
 
     fn publish_locked(
@@ -134,16 +130,19 @@ impl Volumes {
         target: &Path,
     ) -> Result<Before, VolumeError> {
         let volume_id = &request.volume_id;
-        let record = self.read_record(dir, target).map_err(unclear(volume_id))?;
+        let record = self
+            .read_record(dir, target)
+            .map_err(VolumeError::unclear(volume_id))?;
         let Some(mut record) = record else {
             // Whoever was killed before it wrote a record left no more than this.
-            self.remove_dir_tree(dir).map_err(not_cleared(volume_id))?;
+            self.remove_dir_tree(dir)
+                .map_err(VolumeError::not_cleared(volume_id))?;
             return Ok(Before::Nothing);
         };
         if matches!(record.state, VolumeState::Intended | VolumeState::Leaving) {
             // Nobody was told that this one was there, or it is to go.
             self.take_down(dir, &record, Target::Own)
-                .map_err(not_cleared(volume_id))?;
+                .map_err(VolumeError::not_cleared(volume_id))?;
             return Ok(Before::Nothing);
         }
         if record.target != target {
@@ -161,12 +160,16 @@ impl Volumes {
             });
         }
         let is_this_boot = record.boot == self.store.boot();
-        if !is_this_boot || !self.shows(&record).map_err(unclear(volume_id))? {
+        if !is_this_boot
+            || !self
+                .shows(&record)
+                .map_err(VolumeError::unclear(volume_id))?
+        {
             return Ok(Before::Unmounted(Box::new(record)));
         }
         if record.state == VolumeState::Returning {
             self.complete(dir, &mut record)
-                .map_err(not_returned(volume_id))?;
+                .map_err(VolumeError::not_returned(volume_id))?;
         }
         Ok(Before::Mounted(Box::new(record)))
     }
@@ -277,7 +280,7 @@ impl Volumes {
         progress: &dyn Progress,
     ) -> Result<Published, VolumeError> {
         let volume_id = record.volume_id.clone();
-        let kept = |source| not_returned(&volume_id)(source);
+        let kept = |source| VolumeError::not_returned(&volume_id)(source);
         let shared = self
             .store
             .lock_shared()
@@ -556,30 +559,6 @@ impl Volumes {
             .map_err(StoreError::io("create", &base))
             .map_err(VolumeError::Store)?;
         Ok(base.join(dir.file_name().unwrap_or_default()))
-    }
-}
-
-/// For `map_err` of a look at what there is of a volume.
-fn unclear(volume_id: &str) -> impl FnOnce(VolumeError) -> VolumeError {
-    |source| VolumeError::Unclear {
-        volume_id: volume_id.to_owned(),
-        source: Box::new(source),
-    }
-}
-
-/// For `map_err` of taking down what an earlier process left.
-fn not_cleared(volume_id: &str) -> impl FnOnce(VolumeError) -> VolumeError {
-    |source| VolumeError::NotCleared {
-        volume_id: volume_id.to_owned(),
-        source: Box::new(source),
-    }
-}
-
-/// For `map_err` of mounting again what was mounted before.
-fn not_returned(volume_id: &str) -> impl FnOnce(VolumeError) -> VolumeError {
-    |source| VolumeError::NotReturned {
-        volume_id: volume_id.to_owned(),
-        source: Box::new(source),
     }
 }
 

@@ -151,31 +151,41 @@ fn is_mounted(record: &VolumeRecord, table: &[MountEntry]) -> bool {
     })
 }
 
+/// Whether a mount is of the volume with this directory, as far as that can be
+/// told without its record: by where it is, by its writable layer, or on AUFS by
+/// its inode translation, whose file has the directory's name.
+pub(super) fn is_of(dir: &Path, entry: &MountEntry) -> bool {
+    entry.mount_point.starts_with(dir)
+        || path_option(entry, "upperdir").is_some_and(|upper| upper.starts_with(dir))
+        || path_option(entry, "xino").is_some_and(|xino| xino.file_name() == dir.file_name())
+}
+
+fn path_option<'a>(entry: &'a MountEntry, key: &str) -> Option<&'a Path> {
+    let value = std::str::from_utf8(entry.option(key)?).ok()?;
+    Some(Path::new(value))
+}
+
 /// Mounts of ours that no record knows: a union on a writable layer of the store,
 /// anything at a staging path, and a union of AUFS where only the plugin makes
 /// one and kubelet knows nothing of it either.
 fn orphans(found: &[Found], table: &[MountEntry], node: &Node<'_>) -> Vec<Repair> {
-    let is_recorded = |path: &Path| {
+    let is_recorded = |entry: &MountEntry| {
         found
             .iter()
-            .any(|found| path.starts_with(&found.dir) || path == found.record.target)
-            || node.unreadable.iter().any(|dir| path.starts_with(dir))
+            .any(|found| entry.mount_point == found.record.target || is_of(&found.dir, entry))
+            || node.unreadable.iter().any(|dir| is_of(dir, entry))
     };
     let volume_of = |path: &Path| path.starts_with(node.volumes_dir);
     let is_orphan = |entry: &&MountEntry| {
         let at = &entry.mount_point;
-        if is_recorded(at) {
+        if is_recorded(entry) {
             return false;
         }
         if volume_of(at) && at.file_name().is_some_and(|name| name == "staging") {
             return true;
         }
-        let upper = entry
-            .option("upperdir")
-            .and_then(|upper| std::str::from_utf8(upper).ok())
-            .map(Path::new);
-        match upper {
-            Some(upper) => entry.fs_type == "overlay" && volume_of(upper) && !is_recorded(upper),
+        match path_option(entry, "upperdir") {
+            Some(upper) => entry.fs_type == "overlay" && volume_of(upper),
             None => {
                 entry.fs_type == "aufs"
                     && pods::is_kubelets(node.kubelet_root, at)

@@ -27,7 +27,12 @@ struct Node {
 
 impl Node {
     fn new(union: UnionRequest, layers: usize, read_only: bool, owner: Owner) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory where that is possible: each of thousands of cases makes and
+        // removes a few directories.
+        let memory = Path::new("/dev/shm");
+        let dir = tempfile::tempdir_in(memory)
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
         let tars: Vec<Vec<u8>> = (0..layers)
             .map(|layer| {
                 let path = format!("file{layer}");
@@ -457,20 +462,23 @@ fn an_orphan_goes_and_what_lies_beneath_it_stays() {
 
 #[test]
 fn a_mounted_volume_whose_record_is_damaged_is_left_alone() {
-    let node = Node::overlay(Owner::Plugin);
-    let host = Arc::new(FakeHost::new());
-    let volumes = node.open(&host);
-    node.publish(&volumes).unwrap();
-    fs::write(node.volume().join("record.json"), "{").unwrap();
-    let upkeep = node.open(&host).recover(&node.kubelet()).unwrap();
-    assert_eq!((upkeep.done.len(), upkeep.stuck), (0, 1));
-    assert_eq!(host.mounted(), [node.target()]);
-    assert!(node.keeps_all());
-    // With its mount it goes: only a power loss does both.
-    host.unmount(&node.target()).unwrap();
-    let upkeep = node.open(&host).recover(&node.kubelet()).unwrap();
-    assert_eq!(upkeep.done, ["damaged"]);
-    assert!(node.names("store/volumes").is_empty());
+    for node in [Node::overlay(Owner::Plugin), Node::aufs(Owner::Plugin)] {
+        let host = Arc::new(FakeHost::new());
+        let volumes = node.open(&host);
+        node.publish(&volumes).unwrap();
+        fs::write(node.volume().join("record.json"), "{").unwrap();
+        // Not even if kubelet has forgotten it.
+        node.forget();
+        let upkeep = node.open(&host).recover(&node.kubelet()).unwrap();
+        assert_eq!((upkeep.done.len(), upkeep.stuck), (0, 1));
+        assert_eq!(host.mounted(), [node.target()]);
+        assert!(node.keeps_all());
+        // With its mount it goes: only a power loss does both.
+        host.unmount(&node.target()).unwrap();
+        let upkeep = node.open(&host).recover(&node.kubelet()).unwrap();
+        assert_eq!(upkeep.done, ["damaged"]);
+        assert!(node.names("store/volumes").is_empty());
+    }
 }
 
 #[test]
@@ -522,6 +530,29 @@ fn a_pod_whose_file_was_lost_keeps_its_volume_for_a_while() {
     let upkeep = volumes.reap(&node.kubelet(), Duration::ZERO).unwrap();
     assert_eq!(upkeep.done, ["forgotten"]);
     node.is_clear(&host, &[], "the reaper");
+}
+
+#[test]
+fn a_refused_unpublish_leaves_no_lock() {
+    let node = Node::overlay(Owner::Plugin);
+    let host = Arc::new(FakeHost::new());
+    let volumes = node.open(&host);
+    node.publish(&volumes).unwrap();
+    let before = node.names("store/volumes").len();
+    let error = volumes
+        .unpublish(&UnpublishRequest {
+            volume_id: String::from("another"),
+            target: node.target(),
+            clear_target: true,
+        })
+        .unwrap_err();
+    assert!(
+        matches!(error, VolumeError::OtherVolume { .. }),
+        "{}",
+        text(&error)
+    );
+    assert_eq!(node.names("store/volumes").len(), before);
+    assert_eq!(host.mounted(), [node.target()]);
 }
 
 #[test]

@@ -27,22 +27,26 @@ impl Volumes {
     pub fn unpublish(&self, request: &UnpublishRequest) -> Result<(), VolumeError> {
         let dir = record::directory(&self.store, &request.volume_id);
         let lock = VolumeLock::take(&dir).map_err(VolumeError::Store)?;
+        let result = self.unpublish_locked(request, &dir);
+        lock.end(&dir, result)
+    }
+
+    fn unpublish_locked(&self, request: &UnpublishRequest, dir: &Path) -> Result<(), VolumeError> {
         let target = canonical(&request.target)?;
-        if let Some(record) = self.read_record(&dir, &target)? {
+        if let Some(record) = self.read_record(dir, &target)? {
             if record.target != target {
                 return Err(VolumeError::OtherTarget {
                     volume_id: request.volume_id.clone(),
                     target: record.target,
                 });
             }
-            self.take_down(&dir, &record, Target::Own)?;
+            self.take_down(dir, &record, Target::Own)
         } else {
             if request.clear_target {
                 self.clear_target(&target)?;
             }
-            self.remove_dir_tree(&dir)?;
+            self.remove_dir_tree(dir)
         }
-        lock.remove().map_err(VolumeError::Store)
     }
 
     /// As [`Volumes::unpublish`], for whoever knows only where the volume is, or

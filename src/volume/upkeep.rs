@@ -295,12 +295,7 @@ impl Volumes {
                 tracing::warn!(error = %Chain(&error), "a newer version's volume is left alone");
                 continue;
             }
-            let in_dir = |path: &[u8]| {
-                std::str::from_utf8(path).is_ok_and(|path| Path::new(path).starts_with(&dir))
-            };
-            let is_mounted = table.iter().any(|entry| {
-                entry.mount_point.starts_with(&dir) || entry.option("upperdir").is_some_and(in_dir)
-            });
+            let is_mounted = table.iter().any(|entry| recover::is_of(&dir, entry));
             if is_mounted {
                 upkeep.stuck += 1;
                 tracing::error!(error = %Chain(&error), "a mounted volume has no readable record");

@@ -536,6 +536,16 @@ fn only_what_this_program_alone_can_have_mounted_is_an_orphan() {
             entry(&gone, "aufs", "/", "si=2"),
         ),
         (
+            "AUFS of a volume whose record cannot be read, at such a path",
+            false,
+            entry(&forgotten, "aufs", "/", "si=2,xino=/run/x/unreadable"),
+        ),
+        (
+            "AUFS of a recorded volume, which somebody has mounted there too",
+            false,
+            entry(&forgotten, "aufs", "/", "si=2,xino=/run/x/recorded"),
+        ),
+        (
             "AUFS at a CSI path that kubelet can still unpublish",
             false,
             entry(&known, "aufs", "/", "si=2"),

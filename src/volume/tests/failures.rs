@@ -10,7 +10,8 @@ use tonic::Code;
 /// Places of others, which no failure of ours may touch.
 const OTHERS: [&str; 2] = ["/somebody/first", "/somebody/second"];
 
-const ERRORS: [Errno; 4] = [Errno::IO, Errno::BUSY, Errno::NOSPC, Errno::INVAL];
+/// Those that mean something of their own first.
+const ERRORS: [Errno; 4] = [Errno::BUSY, Errno::INVAL, Errno::IO, Errno::NOSPC];
 
 /// How often a call fails: not at all the same for what waits and what gives up.
 const TIMES: [usize; 3] = [1, 3, usize::MAX];
@@ -85,7 +86,12 @@ fn every_failure(
             .collect();
         judge(&node, &volumes, &host, Ok(()), name);
         for (nth, call) in calls.iter().enumerate() {
-            for errno in ERRORS {
+            // What a command's volume is treated like is little else.
+            let errors = match owner {
+                Owner::Plugin => &ERRORS[..],
+                Owner::Command => &ERRORS[..2],
+            };
+            for &errno in errors {
                 for times in TIMES {
                     let host = a_host();
                     let volumes = begin(&host);
@@ -165,7 +171,7 @@ fn of_publishing() {
             },
         );
         println!("{owner:?}: {count} failures");
-        assert!(count > 500, "{count}");
+        assert!(count > 300, "{count}");
     }
 }
 
