@@ -71,6 +71,14 @@ sanity: release ## The CSI project's own tests against the released program (mou
 	e2e/sanity/run.sh build
 	$(AS_ROOT) e2e/sanity/run.sh test $(STATIC)
 
+.PHONY: e2e-node
+e2e-node: release ## Pods on a real kubelet and API server on this machine (as root)
+	E2E_DRIVER=$(STATIC) e2e/node/run.sh $(CASES)
+
+.PHONY: e2e-node-aufs
+e2e-node-aufs: release ## The same on real AUFS: make e2e-node-aufs AUFS_KERNEL=path/to/bzImage
+	AUFS_KERNEL='$(AUFS_KERNEL)' E2E_DRIVER=$(STATIC) e2e/node/vm.sh $(CASES)
+
 .PHONY: release
 release: ## One static binary, in target/<triple>/release
 	scripts/setup.sh build

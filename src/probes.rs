@@ -43,6 +43,13 @@ pub struct BindError {
     source: io::Error,
 }
 
+impl BindError {
+    /// Whether another process has the address, which may end.
+    pub fn is_in_use(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AddrInUse
+    }
+}
+
 /// Counts what only counts when somebody asks. It may block.
 pub type Count = Arc<dyn Fn(&Metrics) + Send + Sync>;
 

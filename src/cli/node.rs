@@ -26,6 +26,8 @@ const THREADS_WITHIN: Duration = Duration::from_millis(500);
 const RUNTIME_THREADS: usize = 2;
 /// How long a thread that worked for a call waits for the next one.
 const THREAD_KEPT: Duration = Duration::from_secs(2);
+/// How often an address for probes that another process has is tried again.
+const BIND_EVERY: Duration = Duration::from_secs(2);
 /// How often kubelet's directories are looked at for volumes that it has
 /// forgotten, and layers are flushed that a publish has staged.
 const UPKEEP_EVERY: Duration = Duration::from_secs(30);
@@ -140,12 +142,6 @@ async fn answer_probes(
     let Some(address) = node.http_address else {
         return Ok(None);
     };
-    let probes = Probes::bind(address).await.map_err(CliError::Probes)?;
-    let bound: Option<SocketAddr> = probes.address().ok();
-    tracing::info!(
-        address = bound.map(tracing::field::display),
-        "answering probes"
-    );
     let known = Arc::clone(known);
     let watched = Watched {
         health: observers.health.clone(),
@@ -153,7 +149,39 @@ async fn answer_probes(
         socket: node.socket.clone(),
         count: Arc::new(move |metrics| count(known.get(), metrics)),
     };
-    Ok(Some(Task(tokio::spawn(probes.serve(watched)))))
+    let probes = match Probes::bind(address).await {
+        Ok(probes) => Some(probes),
+        // Another process with that port must not keep volumes from coming and
+        // going. It may be this plugin's predecessor, which is not quite gone.
+        Err(error) if error.is_in_use() => {
+            tracing::error!(error = %Chain(&error), "trying again");
+            None
+        }
+        Err(error) => return Err(CliError::Probes(error)),
+    };
+    Ok(Some(Task(tokio::spawn(async move {
+        let probes = match probes {
+            Some(probes) => probes,
+            None => bind_later(address).await,
+        };
+        let bound: Option<SocketAddr> = probes.address().ok();
+        tracing::info!(
+            address = bound.map(tracing::field::display),
+            "answering probes"
+        );
+        probes.serve(watched).await;
+    }))))
+}
+
+/// Listens as soon as the address is free.
+async fn bind_later(address: SocketAddr) -> Probes {
+    loop {
+        tokio::time::sleep(BIND_EVERY).await;
+        match Probes::bind(address).await {
+            Ok(probes) => return probes,
+            Err(error) => tracing::debug!(error = %Chain(&error), "trying again"),
+        }
+    }
 }
 
 /// Counts what the node holds.

@@ -102,10 +102,12 @@ impl Node {
             ("--run-dir", self.run_dir()),
             ("--kubelet-root", self.kubelet_root()),
             ("--node-id", PathBuf::from("node-a")),
-            ("--http-address", PathBuf::from("127.0.0.1:0")),
             ("--log-format", PathBuf::from("json")),
         ] {
             command.arg(option).arg(value);
+        }
+        if !more.contains(&"--http-address") {
+            command.args(["--http-address", "127.0.0.1:0"]);
         }
         command.arg(format!("--endpoint=unix://{}", self.endpoint().display()));
         if let Ok(union) = std::env::var("AUFS_CSI_BACKEND") {

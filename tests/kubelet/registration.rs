@@ -83,6 +83,20 @@ async fn a_socket_that_is_lost_is_made_again_and_registered_again() {
 }
 
 #[tokio::test]
+async fn another_process_at_the_address_of_probes_does_not_keep_volumes_away() {
+    let node = Node::new();
+    let mut kubelet = Kubelet::new(&node.kubelet_root());
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let driver = node.start_with(&["--http-address", &address]);
+    until("the socket", || node.registration().exists()).await;
+    kubelet.register().await;
+    assert_eq!(driver.logged("answering probes"), 0);
+    drop(other);
+    assert_eq!(driver.get("/readyz").await.0, "HTTP/1.1 200 OK");
+}
+
+#[tokio::test]
 async fn a_plugin_that_is_stopped_finishes_and_leaves_the_mounts() {
     let (node, mut driver, mut kubelet) = running().await;
     let image = node.image("app", &layers());
