@@ -183,7 +183,8 @@ fn changes_through_the_mount_look_like_the_model() {
             })?;
         }
         if is_aufs {
-            // It cuts the times that programs set to seconds.
+            // It cuts the times that programs set to seconds, and a directory
+            // that is copied is news to the one that it is in.
             mutate::forget_times(&mut expected, &tree, &changes);
         }
         let what = format!("changed by {changes:#?}");
@@ -191,7 +192,11 @@ fn changes_through_the_mount_look_like_the_model() {
             let what = format!("{what}{when}");
             same(&what, expected, node, id, Compared::ALL, &layers)
         };
-        check("", &expected)?;
+        // AUFS shows the list that it has remembered for as long as it does.
+        let stale = |change: &mutate::Change| matches!(change, mutate::Change::Chmod { .. });
+        if !(is_aufs && changes.iter().any(stale)) {
+            check("", &expected)?;
+        }
         drop_caches();
         check(", caches dropped", &expected)?;
         if remounts {

@@ -1,7 +1,7 @@
 //! What a program in a pod notices of AUFS. Not all of it is good: where it
 //! departs from a plain disk, the documentation says so and this shows it.
 
-use super::support::entry::{dir, file, hardlink};
+use super::support::entry::{ACCESS_ACL, acl, dir, file, hardlink};
 use super::support::property::drop_caches;
 use super::{errno, node, publish};
 use aufs_csi::host::Host;
@@ -414,6 +414,53 @@ fn times_that_are_set_have_whole_seconds() {
     let (seconds, nanos) = time("f");
     assert_eq!(seconds, 1_400_000_000);
     assert!(nanos == 0 || nanos == 987_654_321, "{nanos}");
+}
+
+/// A directory of the image that something is made in is copied, and so are those
+/// around it, each of which then has the time at which the next one came into it.
+#[test]
+fn directories_around_a_change_have_its_time() {
+    let node = node();
+    let old = |path: &str| dir(path).mtime(1_300_000_000, 5);
+    let layers = [vec![
+        old("d"),
+        old("d/e"),
+        old("d/e/f"),
+        old("d/other"),
+        old("x"),
+    ]];
+    let at = publish(&node, "v", &layers, false);
+    let is_old = |path: &str| {
+        let metadata = at.join(path).metadata().unwrap();
+        (metadata.mtime(), metadata.mtime_nsec()) == (1_300_000_000, 5)
+    };
+    fs::write(at.join("d/e/f/new"), "new").unwrap();
+    for _ in 0..2 {
+        let times = ["d", "d/e", "d/e/f", "d/other", "x"].map(is_old);
+        assert_eq!(times, [false, false, false, true, true]);
+        drop_caches();
+    }
+}
+
+/// A change of the mode changes the access control list with it, which AUFS shows
+/// as it was for as long as it remembers it.
+#[test]
+fn a_changed_mode_shows_the_old_list_for_a_while() {
+    let node = node();
+    let layers = [vec![dir("d").mode(0o755).xattr(ACCESS_ACL, acl(0o755))]];
+    let at = publish(&node, "v", &layers, false).join("d");
+    let list = || {
+        let mut value = vec![0; 256];
+        let length = rustix::fs::lgetxattr(&at, ACCESS_ACL, &mut value[..]).unwrap();
+        value.truncate(length);
+        value
+    };
+    assert_eq!(list(), acl(0o755));
+    fs::set_permissions(&at, fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(at.metadata().unwrap().mode() & 0o7777, 0o700);
+    assert_eq!(list(), acl(0o755));
+    drop_caches();
+    assert_eq!(list(), acl(0o700));
 }
 
 #[test]

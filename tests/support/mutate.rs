@@ -438,14 +438,20 @@ pub fn apply(tree: &mut Tree, change: &Change) {
     }
 }
 
-/// Leaves the times out of `changed` of what the changes were about, or that is
-/// around it, whatever they made of it; those of all else are as in `before`.
+/// Leaves the times out of `changed` of what the changes were about, and of all
+/// directories around it, whatever they made of them; those of all else are as
+/// in `before`.
 pub fn forget_times(changed: &mut Tree, before: &Tree, changes: &[Change]) {
     let mut about: Vec<u64> = Vec::new();
     for path in changes.iter().flat_map(Change::paths) {
         for tree in [&*changed, before] {
-            for path in [path, split(path).0] {
+            let mut path = path;
+            loop {
                 about.extend(tree.get(path).map(|node| node.inode));
+                if path.is_empty() {
+                    break;
+                }
+                path = split(path).0;
             }
         }
     }

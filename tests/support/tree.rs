@@ -264,11 +264,13 @@ fn read_xattrs(real: &Path) -> io::Result<Xattrs> {
     Ok(xattrs)
 }
 
-/// Not the union's own notes, nor what the machine's security policy labels;
-/// of `system.*` only what a layer can carry.
+/// Not the union's own notes, nor what the machine's security policy labels, nor
+/// what XFS calls its access control lists a second time; of `system.*` only
+/// what a layer can carry.
 pub fn is_compared_xattr(name: &[u8]) -> bool {
     !is_overlay_xattr(name)
         && name != b"security.selinux"
+        && !name.starts_with(b"trusted.SGI_ACL_")
         && (!name.starts_with(b"system.") || name.starts_with(b"system.posix_acl_"))
 }
 

@@ -191,6 +191,7 @@ impl Inode<'_> {
 /// - names outside Linux's four namespaces (as macOS writes them) and `user.*`
 ///   on links and devices cannot exist on Linux, and an image that an ordinary
 ///   runtime takes is not refused for them;
+/// - `trusted.SGI_ACL_*` is what XFS calls its access control lists a second time;
 /// - the `trusted` and `security` namespaces under [`Ownership::Single`].
 pub(in crate::layer) fn reduce(attrs: &mut Attrs, kind: FileType, ownership: Ownership) -> u64 {
     attrs.mode = match kind {
@@ -212,7 +213,7 @@ pub(in crate::layer) fn reduce(attrs: &mut Attrs, kind: FileType, ownership: Own
 }
 
 fn is_possible(name: &[u8], kind: FileType, ownership: Ownership) -> bool {
-    if is_overlay_note(name) {
+    if is_overlay_note(name) || name.starts_with(b"trusted.SGI_ACL_") {
         return false;
     }
     let has_data = matches!(kind, FileType::RegularFile | FileType::Directory);

@@ -307,6 +307,7 @@ fn attributes_that_cannot_be_are_dropped_and_counted() {
             &[
                 ("com.apple.provenance", note),
                 ("system.posix_acl_default", note),
+                ("trusted.SGI_ACL_FILE", note),
                 ("trusted.overlay.opaque", b"y"),
                 ("user.kept", note),
                 ("user.overlay.whiteout", b"y"),
@@ -331,7 +332,7 @@ fn attributes_that_cannot_be_are_dropped_and_counted() {
     assert_eq!(xattr_names(&unpacked.at("f")), ["user.kept"]);
     assert_eq!(xattr_names(&unpacked.at("l")), [""; 0]);
     assert_eq!(xattr_names(&unpacked.at("d")), [""; 0]);
-    assert_eq!(unpacked.stats.dropped_xattrs, 7);
+    assert_eq!(unpacked.stats.dropped_xattrs, 8);
     let kept: usize = unpacked
         .records
         .iter()
