@@ -4,6 +4,8 @@
 
 mod support;
 
+use aufs_csi::host::linux::LinuxHost;
+use aufs_csi::host::{Host, MountCall};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -77,6 +79,19 @@ impl Drop for Place {
             self.run(&["unmount", id]);
         }
     }
+}
+
+/// As somebody with another program.
+fn unmount(target: &Path) {
+    LinuxHost.unmount(target).unwrap();
+}
+
+fn bind(source: &Path, target: &Path) {
+    let call = MountCall::Bind {
+        source: source.to_owned(),
+        beneath: None,
+    };
+    LinuxHost.mount(target, &call).unwrap();
 }
 
 #[test]
@@ -175,14 +190,14 @@ fn a_volume_goes_by_its_id_where_its_target_is_gone() {
     let target = place.target("target");
     let at = target.to_str().unwrap();
     place.good(&["mount", "--volume-id", "mine", "oci:image:latest", at]);
-    rustix::mount::unmount(&target, rustix::mount::UnmountFlags::empty()).unwrap();
+    unmount(&target);
     fs::remove_dir(&target).unwrap();
     place.good(&["unmount", "mine"]);
     assert_eq!(place.good(&["volumes", "--output", "json"]).trim(), "[]");
 
     place.target("target");
     place.good(&["mount", "oci:image:latest", at]);
-    rustix::mount::unmount(&target, rustix::mount::UnmountFlags::empty()).unwrap();
+    unmount(&target);
     fs::remove_dir(&target).unwrap();
     place.good(&["unmount", at]);
     assert_eq!(place.good(&["volumes", "--output", "json"]).trim(), "[]");
@@ -197,7 +212,7 @@ fn what_covers_a_volume_is_left_alone_and_named() {
     place.good(&["mount", "oci:image:latest", at]);
     let theirs = place.target("theirs");
     fs::write(theirs.join("precious"), "").unwrap();
-    rustix::mount::mount_bind(&theirs, &target).unwrap();
+    bind(&theirs, &target);
     let (code, text) = place.code(&["unmount", at]);
     assert_eq!(code, 73, "{text}");
     assert!(text.contains("unmount that first"), "{text}");
@@ -205,7 +220,7 @@ fn what_covers_a_volume_is_left_alone_and_named() {
     let (code, text) = place.code(&["mount", "oci:image:latest", at]);
     assert_ne!(code, 0, "{text}");
     assert!(target.join("precious").exists());
-    rustix::mount::unmount(&target, rustix::mount::UnmountFlags::empty()).unwrap();
+    unmount(&target);
     assert_eq!(fs::read_to_string(target.join("which")).unwrap(), "one");
     place.good(&["unmount", at]);
 }
@@ -219,7 +234,7 @@ fn a_volume_that_somebody_unmounted_comes_back_with_what_was_written() {
     place.good(&["mount", "oci:image:latest", at]);
     fs::write(target.join("mine"), "written").unwrap();
     fs::remove_file(target.join("which")).unwrap();
-    rustix::mount::unmount(&target, rustix::mount::UnmountFlags::empty()).unwrap();
+    unmount(&target);
     place.good(&["mount", "oci:image:latest", at]);
     assert_eq!(fs::read_to_string(target.join("mine")).unwrap(), "written");
     assert!(!target.join("which").exists());

@@ -206,11 +206,15 @@ pub(super) fn lives(host: &dyn Host, id: &str) -> io::Result<bool> {
 }
 
 /// Whether a mount is of this plan: by the path of its xino file, which is one
-/// volume's alone, or where that is not shown by its id.
+/// volume's alone, or where that is not shown (AUFS shows it only where it is
+/// not the default of the writable branch's filesystem) by its id. Where that is
+/// not known either, because the process died before it wrote it down, the table
+/// does not tell, and a union of AUFS at the volume's target is taken for its own.
 pub(super) fn is_of(plan: &MountPlan, id: Option<&str>, entry: &MountEntry) -> bool {
-    match (&plan.xino, entry.option("xino")) {
-        (Some(xino), Some(found)) => same_path(xino, found, Paths::Suffix),
-        _ => id.is_some() && id_of(entry).as_deref() == id,
+    match (&plan.xino, entry.option("xino"), id) {
+        (Some(xino), Some(found), _) => same_path(xino, found, Paths::Suffix),
+        (_, _, Some(id)) => id_of(entry).as_deref() == Some(id),
+        (_, _, None) => true,
     }
 }
 

@@ -124,18 +124,16 @@ impl TestNode {
             .publish(&self.request(id, source, read_only), &())
     }
 
-    /// Takes the union of a volume down and makes the same one again, with the
-    /// writable layer as it is by then.
+    /// Takes the union of a volume down, as a reboot does, and has it mounted again
+    /// with the writable layer as it is by then.
     pub fn remount(&self, id: &str) {
         let record = self.record(id);
-        let (host, plan) = (LinuxHost, &record.plan);
         let patience = std::time::Duration::from_secs(10);
-        union::unmount(&host, &[&plan.target, &plan.staging], patience).unwrap();
-        // A finished publish has removed it.
-        std::fs::create_dir(&plan.staging).unwrap();
-        let features = self.volumes.probe().unwrap().features();
-        union::mount(&host, plan, &features).unwrap_or_else(|error| panic!("{}", chain(&error)));
-        std::fs::remove_dir(&plan.staging).unwrap();
+        union::unmount(&LinuxHost, &[&record.target], patience).unwrap();
+        let source = record.image.parse().unwrap();
+        let again = self.publish(id, &source, record.read_only);
+        let again = again.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert!(!again.existed, "it was mounted all the time");
     }
 
     /// The record of a volume.
