@@ -10,7 +10,8 @@
 //! attributes  what a pod's author may write (pure)
 //! record      what is known of a volume, on disk
 //! lock        one operation per volume, between processes too
-//! publish     from a request to a mount; and to the same one again
+//! publish     from a request to a mount
+//! again       to the same mount again, after a reboot
 //! unpublish   from a record to nothing
 //! pods        kubelet's directories
 //! recover     records × mount table → what has to be put right (pure)
@@ -19,6 +20,7 @@
 //! ```
 
 mod ability;
+mod again;
 pub mod attributes;
 pub mod changes;
 pub mod check;

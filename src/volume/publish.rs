@@ -1,7 +1,7 @@
 //! From a request to a mount; and, for a volume that was mounted before, to the
 //! same mount again.
 
-use super::record::{self, Owner, RECORD_VERSION, VolumeRecord, VolumeState};
+use super::record::{self, RECORD_VERSION, VolumeRecord, VolumeState};
 use super::unpublish::Target;
 use super::{
     PublishRequest, Published, VolumeError, Volumes, canonical, lock::VolumeLock, make_dir,
@@ -10,7 +10,6 @@ use crate::layer::index::Attrs;
 use crate::layer::steps;
 use crate::layer::store::{BranchId, SealedForm, SharedLock, StoreError};
 use crate::layer::unpack::finish_directories;
-use crate::layer::upper;
 use crate::stage::{Phase, Progress};
 use crate::union::probe::UnionRequest;
 use crate::union::{self, Backend, MountError, MountPlan, Writable};
@@ -36,10 +35,10 @@ enum Before {
 }
 
 /// An image as the branches of one volume.
-struct Staged {
-    manifest: String,
+pub(super) struct Staged {
+    pub(super) manifest: String,
     backend: Backend,
-    branches: Vec<BranchId>,
+    pub(super) branches: Vec<BranchId>,
     form: SealedForm,
 }
 
@@ -190,7 +189,7 @@ impl Volumes {
         record::write(dir, record).map_err(VolumeError::Store)
     }
 
-    fn mount_anew(
+    pub(super) fn mount_anew(
         &self,
         request: &PublishRequest,
         dir: &Path,
@@ -270,107 +269,8 @@ impl Volumes {
         }
     }
 
-    /// Mounts a volume that is recorded and not mounted, with the writable layer
-    /// and the content that it had: after a reboot, or where its mount got lost.
-    fn mount_again(
-        &self,
-        request: &PublishRequest,
-        dir: &Path,
-        record: VolumeRecord,
-        progress: &dyn Progress,
-    ) -> Result<Published, VolumeError> {
-        let volume_id = record.volume_id.clone();
-        let kept = |source| VolumeError::not_returned(&volume_id)(source);
-        let shared = self
-            .store
-            .lock_shared()
-            .map_err(VolumeError::Store)
-            .map_err(kept)?;
-        // Without either, the machine went down before they were on its disk.
-        let writable = record.plan.writable.as_ref();
-        let mut is_whole = writable.is_none_or(|writable| writable.upper.is_dir());
-        if is_whole && !self.has_branches(&record).map_err(kept)? {
-            // Only the very same content fits what the pod wrote on top of it.
-            let union = union_of(record.plan.backend);
-            let staged = self
-                .stage_for(request, union, progress, &shared)
-                .map_err(kept)?;
-            is_whole = staged.branches == record.branches;
-        }
-        if !is_whole {
-            tracing::warn!(
-                volume.id = record.volume_id,
-                manifest = record.manifest,
-                "the volume starts empty: what it was made of was lost before it was on disk"
-            );
-            drop(shared);
-            self.take_down(dir, &record, Target::Own).map_err(kept)?;
-            return self.mount_anew(request, dir, record.target, progress);
-        }
-        self.bring_back(dir, record, progress).map_err(kept)
-    }
-
-    /// Should it fail, the record stays and with it what the pod wrote.
-    fn bring_back(
-        &self,
-        dir: &Path,
-        mut record: VolumeRecord,
-        progress: &dyn Progress,
-    ) -> Result<Published, VolumeError> {
-        // The node may have another kernel now.
-        self.choose(union_of(record.plan.backend))?;
-        if record.boot == self.store.boot() {
-            self.is_unused(&record)?;
-        }
-        let exists = self.check_target(&record.target, true)?;
-        record.target_created |= !exists;
-        record.plan.xino = Some(self.xino_path(dir)?);
-        record.state = VolumeState::Returning;
-        record.boot = self.store.boot().to_owned();
-        record.mount_namespace = self.namespace;
-        record.aufs_id = None;
-        record::write(dir, &record).map_err(VolumeError::Store)?;
-        progress.phase(Phase::Mounting);
-        if let Some(writable) = &record.plan.writable {
-            self.put_right(&record, &writable.upper)?;
-        }
-        self.mount(dir, &mut record, None)?;
-        tracing::info!(
-            volume.id = record.volume_id,
-            "mounted again with the writable layer that it had"
-        );
-        Ok(published(record))
-    }
-
-    /// What AUFS leaves in a writable layer when the machine goes down, and what
-    /// overlayfs remembers of branches that may have been lost with it and are
-    /// there again.
-    fn put_right(&self, record: &VolumeRecord, upper: &Path) -> Result<(), VolumeError> {
-        let fd = fs::File::open(upper)
-            .map_err(StoreError::io("open", upper))
-            .map_err(VolumeError::Store)?;
-        let removed = match record.plan.backend {
-            Backend::Aufs => upper::put_right(fd.as_fd()),
-            Backend::Overlay => upper::forget_origin(fd.as_fd(), self.options.rootless).map(|()| 0),
-            // It has no writable layer.
-            Backend::Bind => Ok(0),
-        }
-        .map_err(|source| VolumeError::Residue {
-            volume_id: record.volume_id.clone(),
-            source,
-        })?;
-        if removed > 0 {
-            tracing::info!(
-                volume.id = record.volume_id,
-                removed,
-                "removed what a crash left in the writable layer"
-            );
-        }
-        Ok(())
-    }
-
     /// Stages the volume's image. The caller keeps branches from being collected.
-    fn stage_for(
+    pub(super) fn stage_for(
         &self,
         request: &PublishRequest,
         union: UnionRequest,
@@ -401,36 +301,6 @@ impl Volumes {
         })
     }
 
-    fn has_branches(&self, record: &VolumeRecord) -> Result<bool, VolumeError> {
-        for id in &record.branches {
-            if self.store.branch(id).map_err(VolumeError::Store)?.is_none() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Refuses a volume whose union may live where it cannot be seen from here:
-    /// two unions on one writable layer destroy each other's work, and AUFS would
-    /// make them.
-    fn is_unused(&self, record: &VolumeRecord) -> Result<(), VolumeError> {
-        // The plugin's mounts are made to be seen everywhere, and the number of a
-        // namespace is soon another one's: a pod would wait for a stranger.
-        if record.owner == Owner::Command && self.is_elsewhere(record) {
-            return Err(VolumeError::OtherNamespace {
-                volume_id: record.volume_id.clone(),
-            });
-        }
-        union::unmount_union(
-            self.host.as_ref(),
-            &[&record.plan.staging],
-            record.aufs_id.as_deref(),
-            Duration::ZERO,
-        )
-        .map(drop)
-        .map_err(VolumeError::Unmount)
-    }
-
     /// Makes the directories of the writable layer; gives the metadata that the
     /// volume's root is to have.
     fn make_writable(
@@ -455,7 +325,7 @@ impl Volumes {
 
     /// Mounts what is recorded, and says so in the record. With `root`, a union
     /// that is new gets it as its root's metadata.
-    fn mount(
+    pub(super) fn mount(
         &self,
         dir: &Path,
         record: &mut VolumeRecord,
@@ -512,7 +382,7 @@ impl Volumes {
     }
 
     /// Whether the target exists; what cannot be one is an error.
-    fn check_target(&self, target: &Path, create: bool) -> Result<bool, VolumeError> {
+    pub(super) fn check_target(&self, target: &Path, create: bool) -> Result<bool, VolumeError> {
         let metadata = match fs::symlink_metadata(target) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound && create => return Ok(false),
@@ -550,7 +420,7 @@ impl Volumes {
         Ok(true)
     }
 
-    fn xino_path(&self, dir: &Path) -> Result<PathBuf, VolumeError> {
+    pub(super) fn xino_path(&self, dir: &Path) -> Result<PathBuf, VolumeError> {
         let base = self.options.run_dir.join("xino");
         fs::DirBuilder::new()
             .recursive(true)
@@ -562,21 +432,11 @@ impl Volumes {
     }
 }
 
-fn published(record: VolumeRecord) -> Published {
+pub(super) fn published(record: VolumeRecord) -> Published {
     Published {
         manifest: record.manifest,
         backend: record.plan.backend,
         branches: record.branches.len(),
         existed: false,
-    }
-}
-
-/// What to ask for to get just this one.
-fn union_of(backend: Backend) -> UnionRequest {
-    match backend {
-        Backend::Aufs => UnionRequest::Aufs,
-        Backend::Overlay => UnionRequest::Overlay,
-        // A bind mount is made of a tree in the format of either.
-        Backend::Bind => UnionRequest::Auto,
     }
 }
