@@ -36,7 +36,11 @@ fn main() -> ExitCode {
     let inside = std::env::args()
         .nth(1)
         .is_some_and(|first| first == "inside");
-    let result = if inside { compare() } else { enter() };
+    let result = if inside {
+        compare()
+    } else {
+        support::isolated()
+    };
     match result {
         Ok(code) => code,
         Err(error) => {
@@ -44,30 +48,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Runs this program again in a mount namespace of its own.
-#[expect(clippy::disallowed_methods, reason = "it is this program itself")]
-fn enter() -> Result<ExitCode> {
-    if !rustix::process::geteuid().is_root() {
-        return Err("mounting needs root".into());
-    }
-    // Made and removed out here: inside, mounts may still be in it.
-    let base = std::env::var_os("BENCH_DIR").unwrap_or_else(|| "/dev/shm".into());
-    let dir = tempfile::Builder::new()
-        .prefix("aufs-csi-bench-")
-        .tempdir_in(base)?;
-    let status = std::process::Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "--"])
-        .arg(std::env::current_exe()?)
-        .arg("inside")
-        .arg(dir.path())
-        .status()?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
 }
 
 fn compare() -> Result<ExitCode> {

@@ -7,6 +7,8 @@ pub mod image;
 pub mod measure;
 pub mod peers;
 
+use std::process::{Command, ExitCode};
+
 /// Anything that goes wrong ends a benchmark.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -30,4 +32,28 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+/// Runs this program again in a mount namespace of its own.
+#[expect(clippy::disallowed_methods, reason = "it is this program itself")]
+pub fn isolated() -> Result<ExitCode> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("mounting needs root".into());
+    }
+    // Made and removed out here: inside, mounts may still be in it.
+    let base = std::env::var_os("BENCH_DIR").unwrap_or_else(|| "/dev/shm".into());
+    let dir = tempfile::Builder::new()
+        .prefix("aufs-csi-bench-")
+        .tempdir_in(base)?;
+    let status = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "--"])
+        .arg(std::env::current_exe()?)
+        .arg("inside")
+        .arg(dir.path())
+        .status()?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
