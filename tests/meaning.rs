@@ -15,7 +15,7 @@ use aufs_csi::union::probe::UnionRequest;
 use aufs_csi::volume::ErrorKind;
 use proptest::prelude::*;
 use std::path::PathBuf;
-use support::cases::{Case, Expected, cases, further_cases};
+use support::cases::{Case, Expected, cases, further_cases, unsettled_cases};
 use support::generate::{refused_stacks, stacks};
 use support::model::{ModelError, flatten};
 use support::mutate::{self, Allowed};
@@ -27,7 +27,9 @@ use support::tree::{Compared, Tree, diff};
 fn every_case_of_the_table_comes_out_as_it_says() {
     let node = TestNode::new();
     let mut faults = Vec::new();
-    for (number, case) in cases().into_iter().chain(further_cases()).enumerate() {
+    let refused = unsettled_cases();
+    let all = cases().into_iter().chain(further_cases()).chain(refused);
+    for (number, case) in all.enumerate() {
         for read_only in [false, true] {
             let Case {
                 name,

@@ -59,10 +59,10 @@ pub enum Node {
     Directory {
         /// Metadata of the entry.
         attrs: Attrs,
-        /// Order of the first entry that came below while the directory was
-        /// still implied, where there was one: what came before this
-        /// directory's own entry went through whatever the layers below had.
-        late: bool,
+        /// Order of the directory's own entry, of the first one if there are
+        /// several, where something came below while it was still implied: what
+        /// came before that entry went through whatever the layers below had.
+        late: Option<u64>,
     },
     /// A directory that only the entries beneath it imply. On disk it exists
     /// with [`Attrs::implied`] until sealing gives it what the layers below say.
@@ -148,10 +148,33 @@ pub struct Record {
     /// the directory that is here now; 0 for none. It took with it what came
     /// before it.
     pub cleared: u64,
+    /// Order of the first entry that stood here, an implied directory included,
+    /// where there were several. Of those that were replaced nothing else is
+    /// kept.
+    pub first: Option<u64>,
     /// Target of the last hard link into the layers below that stood here and
     /// was replaced; empty for none. What came by way of it, or is a link to
     /// it, was meant for its target.
     pub lost_link: Vec<u8>,
+}
+
+impl Record {
+    /// Order of the first entry that stood here.
+    pub fn first(&self) -> u64 {
+        self.first.unwrap_or(self.seq)
+    }
+
+    /// From which entry on there is what the record says. A directory is
+    /// there from its first own entry on, a later one changes its metadata.
+    pub fn since(&self) -> u64 {
+        match self.node {
+            Some(Node::Directory {
+                late: Some(own), ..
+            }) => own,
+            Some(Node::Directory { late: None, .. }) if self.cleared == 0 => self.first(),
+            _ => self.seq,
+        }
+    }
 }
 
 /// Compares paths component by component: `/` sorts before every other byte,

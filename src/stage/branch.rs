@@ -361,7 +361,7 @@ impl Stager<'_> {
             builder.push(&Record {
                 node: Some(Node::Directory {
                     attrs: root.clone(),
-                    late: false,
+                    late: None,
                 }),
                 ..Record::default()
             })?;

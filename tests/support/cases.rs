@@ -2,8 +2,10 @@
 //! disagree about (A to V), and further ones that came up since.
 
 mod further;
+mod replaced;
 
 pub use further::further_cases;
+pub use replaced::unsettled_cases;
 
 use super::entry::{Layer, Time, UNSTATED, dir, file, hardlink, opaque, symlink, whiteout};
 use super::tree::{Kind, Node, Tree};

@@ -110,6 +110,7 @@ impl Settler {
         let Some(current) = self.current.as_mut() else {
             return Ok(());
         };
+        let first = record.first();
         current.whiteout |= record.whiteout;
         current.opaque |= record.opaque;
         current.displaced |= record.displaced;
@@ -137,16 +138,24 @@ impl Settler {
             }
             return Ok(());
         }
+        current.first.get_or_insert(first);
         let node = match (node, &current.node) {
             // Implied again: it is there already.
             (Node::Implied, Some(Node::Directory { .. })) => return Ok(()),
-            (Node::Directory { attrs, .. }, Some(Node::Implied)) if current.seq < record.seq => {
-                Node::Directory { attrs, late: true }
+            (Node::Directory { attrs, late }, Some(Node::Implied)) if current.seq < record.seq => {
+                Node::Directory {
+                    attrs,
+                    late: late.or(Some(record.seq)),
+                }
             }
             // A further entry of a directory that began as an implied one.
-            (Node::Directory { attrs, .. }, Some(Node::Directory { late: true, .. })) => {
-                Node::Directory { attrs, late: true }
-            }
+            (
+                Node::Directory { attrs, .. },
+                Some(Node::Directory {
+                    late: late @ Some(_),
+                    ..
+                }),
+            ) => Node::Directory { attrs, late: *late },
             (node, _) => node,
         };
         match (&current.node, &node) {
@@ -155,7 +164,9 @@ impl Settler {
             (Some(Node::Symlink { .. }), Node::Implied) => {
                 current.beneath_link = true;
             }
-            (Some(Node::Implied | Node::Directory { late: true, .. }), node) if !node.is_dir() => {
+            (Some(Node::Implied | Node::Directory { late: Some(_), .. }), node)
+                if !node.is_dir() =>
+            {
                 current.displaced = true;
             }
             _ => {}
@@ -176,9 +187,10 @@ impl Settler {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let Some(record) = self.current.take() else {
+        let Some(mut record) = self.current.take() else {
             return Ok(());
         };
+        record.first = record.first.filter(|first| *first < record.seq);
         self.stack.push((record.path.clone(), self.killed));
         let lost = record.displaced || !record.lost_link.is_empty();
         if record.node.is_some() || record.whiteout || record.opaque || lost {
@@ -252,7 +264,7 @@ impl Output {
         }
         match &record.node {
             Some(Node::Implied) => summary.implied += 1,
-            Some(Node::Directory { late: true, .. }) => summary.late += 1,
+            Some(Node::Directory { late: Some(_), .. }) => summary.late += 1,
             Some(Node::ForeignLink { .. }) => summary.foreign_links += 1,
             Some(Node::Symlink { .. }) => summary.symlinks += 1,
             Some(Node::File { size, .. }) => summary.bytes = summary.bytes.saturating_add(*size),
@@ -378,7 +390,7 @@ mod tests {
     fn directory() -> Node {
         Node::Directory {
             attrs: Attrs::implied(),
-            late: false,
+            late: None,
         }
     }
 
@@ -454,10 +466,11 @@ mod tests {
             node("d", 1, Node::Implied),
             node("d/x", 2, file(2)),
             node("d", 3, directory()),
+            node("d", 4, directory()),
         ];
         let index = index(&records, RUN);
         assert_eq!(index.summary().late, 1);
-        assert_eq!(all(&index)[0].seq, 3);
+        assert_eq!(all(&index)[0].since(), 3);
     }
 
     #[test]
@@ -500,7 +513,7 @@ mod tests {
             });
         let kind = (attrs, 0..7u8, any::<u64>()).prop_map(|(attrs, kind, number)| match kind {
             0 => None,
-            1 => Some(Node::Directory { attrs, late: false }),
+            1 => Some(Node::Directory { attrs, late: None }),
             2 => Some(Node::Implied),
             3 => Some(Node::File {
                 attrs,
@@ -532,6 +545,7 @@ mod tests {
                 displaced: whiteout,
                 beneath_link: opaque,
                 cleared: 0,
+                first: None,
                 lost_link: Vec::new(),
             }
         })

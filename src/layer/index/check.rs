@@ -126,7 +126,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             Some(Node::Implied),
             Some(Node::Directory {
                 attrs: attrs.clone(),
-                late: true,
+                late: Some(2),
             }),
             Some(Node::File {
                 attrs: attrs.clone(),

@@ -19,8 +19,8 @@ pub(crate) fn encode(record: &Record, out: &mut Vec<u8>) -> usize {
     let key = out.len() - start;
     let mut tag = match &record.node {
         None => 0,
-        Some(Node::Directory { late: false, .. }) => 1,
-        Some(Node::Directory { late: true, .. }) => 2,
+        Some(Node::Directory { late: None, .. }) => 1,
+        Some(Node::Directory { late: Some(_), .. }) => 2,
         Some(Node::Implied) => 3,
         Some(Node::File { .. }) => 4,
         Some(Node::Symlink { .. }) => 5,
@@ -45,10 +45,16 @@ pub(crate) fn encode(record: &Record, out: &mut Vec<u8>) -> usize {
     }
     out.push(tag);
     put_u64(out, record.cleared);
+    put_u64(out, record.first.map_or(0, |first| first.saturating_add(1)));
     put_bytes(out, &record.lost_link);
     match &record.node {
         None | Some(Node::Implied) => {}
-        Some(Node::Directory { attrs, .. }) => put_attrs(out, attrs),
+        Some(Node::Directory { attrs, late }) => {
+            put_attrs(out, attrs);
+            if let Some(own) = late {
+                put_u64(out, *own);
+            }
+        }
         Some(Node::File { attrs, size, inode }) => {
             put_attrs(out, attrs);
             put_u64(out, *size);
@@ -86,12 +92,17 @@ pub(crate) fn decode(bytes: &[u8]) -> io::Result<Record> {
     let seq = get_u64(&mut input)?;
     let tag = get_u8(&mut input)?;
     let cleared = get_u64(&mut input)?;
+    let first = get_u64(&mut input)?.checked_sub(1);
     let lost_link = get_bytes(&mut input)?.to_vec();
     let node = match tag & 0xf {
         0 => None,
         kind @ (1 | 2) => Some(Node::Directory {
             attrs: get_attrs(&mut input)?,
-            late: kind == 2,
+            late: if kind == 2 {
+                Some(get_u64(&mut input)?)
+            } else {
+                None
+            },
         }),
         3 => Some(Node::Implied),
         4 => Some(Node::File {
@@ -131,6 +142,7 @@ pub(crate) fn decode(bytes: &[u8]) -> io::Result<Record> {
         displaced: tag & DISPLACED != 0,
         beneath_link: tag & BENEATH_LINK != 0,
         cleared,
+        first,
         lost_link,
     })
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// First bytes of an index file; the last one is the format's version.
-pub(super) const MAGIC: &[u8; 8] = b"aufsidx\x01";
+pub(super) const MAGIC: &[u8; 8] = b"aufsidx\x02";
 /// Bytes of the trailer: number of records, offset of the table, size of the summary.
 pub(super) const TRAILER: u64 = 24;
 /// Bytes of the length before each record.

@@ -21,7 +21,8 @@ use links::Foreign;
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
-use way::Followed;
+use std::ops::Range;
+use way::{ALL, Followed};
 
 /// Settles `layer` and appends the edits that follow from it to `log`. Returns
 /// the layer's effective index.
@@ -67,6 +68,9 @@ struct Level {
     hidden: bool,
     /// For what came before the directory's own entry: where that went.
     early: Option<(Vec<u8>, u64)>,
+    /// Which entries can be in it: beneath a directory with an `early`, only
+    /// those on one side of that one's own entry.
+    span: Range<u64>,
     /// Links of the layers below that lead there.
     links: Vec<Vec<u8>>,
     /// The last entry that passed through them.
@@ -141,7 +145,7 @@ impl Settling<'_> {
             }
             let Some(node) = &record.node else { continue };
             let above = around.last().map_or(&b""[..], Vec::as_slice);
-            let early = matches!(node, Node::Implied | Node::Directory { late: true, .. });
+            let early = matches!(node, Node::Implied | Node::Directory { late: Some(_), .. });
             if !record.lost_link.is_empty() && (early || record.displaced) {
                 self.passes_by(effective, &record)?;
             }
@@ -195,6 +199,7 @@ impl Settling<'_> {
             real: Vec::new(),
             hidden: false,
             early: None,
+            span: ALL,
             links: Vec::new(),
             last: None,
         }];
@@ -275,6 +280,7 @@ impl Settling<'_> {
                 real: Vec::new(),
                 hidden: false,
                 early: None,
+                span: ALL,
                 links: Vec::new(),
                 last: None,
             });
@@ -288,6 +294,7 @@ impl Settling<'_> {
             natural,
             hidden: true,
             early: None,
+            span: ALL,
             links: Vec::new(),
             last: None,
             real,
@@ -297,7 +304,10 @@ impl Settling<'_> {
         if record.is_some_and(|record| record.beneath_link) || displaced && lost {
             return Err(self.unsettled(&level.natural));
         }
-        if (above.hidden || whiteout) && !displaced {
+        level.span = self.span(above, &level.natural, record)?;
+        let early = level.span.end < above.span.end;
+        let hidden = above.hidden && !early || whiteout;
+        if hidden && !displaced {
             return Ok(level);
         }
         let below = self
@@ -306,17 +316,23 @@ impl Settling<'_> {
         if displaced && matches!(below, Some(Node::Symlink { .. })) {
             return Err(self.unsettled(&level.natural));
         }
-        if above.hidden || whiteout {
+        if hidden {
             return Ok(level);
         }
         match (node, &below) {
-            (Some(Node::Directory { late: true, .. }), Some(Node::Symlink { target, .. })) => {
+            (
+                Some(Node::Directory {
+                    late: Some(own), ..
+                }),
+                Some(Node::Symlink { target, .. }),
+            ) => {
+                let first = record.map_or(seq, Record::first);
                 let Followed { end, links } =
-                    self.follow(levels, &level.real, target, &level.natural, seq)?;
-                level.early = Some((end, seq));
+                    self.follow(levels, &level.real, target, &level.natural, first)?;
+                level.early = Some((end, *own));
                 level.links = links;
             }
-            (Some(Node::Directory { late: false, .. }), Some(Node::Symlink { .. })) => {}
+            (Some(Node::Directory { late: None, .. }), Some(Node::Symlink { .. })) => {}
             (Some(node), Some(Node::Symlink { .. })) if !node.is_dir() && !holds && !opaque => {}
             // Also where something else of this layer takes the link's place:
             // then there are only markers beneath, and those come first.
@@ -360,6 +376,7 @@ impl Settling<'_> {
                 path,
                 seq: record.seq,
                 cleared: if node.is_some() { record.cleared } else { 0 },
+                first: record.first.filter(|_| node.is_some()),
                 node,
                 whiteout,
                 opaque,
@@ -398,11 +415,15 @@ impl Settling<'_> {
                     }))?;
                 }
             }
-            Some(node @ Node::Directory { .. }) => {
+            Some(node @ Node::Directory { late, .. }) => {
                 if let Some(early) = early {
                     for dir in self_and_ancestors(early) {
-                        self.io(out.push(&implied(dir, record.seq)))?;
+                        self.io(out.push(&implied(dir, record.first())))?;
                     }
+                } else if late.is_some() {
+                    // What came before it meets what came there by way of links.
+                    let first = record.first().max(record.cleared);
+                    self.io(out.push(&implied(&place(true), first)))?;
                 }
                 push(out, place(true), Some(node.clone()), false, false)?;
             }

@@ -47,7 +47,7 @@ fn index(entries: &[&str]) -> Index {
             let target = target.as_bytes().to_vec();
             (path, Node::ForeignLink { target })
         } else if let Some(path) = entry.strip_suffix('/') {
-            (path, Node::Directory { attrs, late: false })
+            (path, Node::Directory { attrs, late: None })
         } else if let Some(hidden) = name(entry.as_bytes()).strip_prefix(b".wh.") {
             let opaque = hidden == b".wh..opq";
             let dir = parent(entry.as_bytes());

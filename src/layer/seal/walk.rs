@@ -470,7 +470,7 @@ impl Walk<'_> {
             && matches!(state, State::Link)
             && beneath
         {
-            let own = matches!(record.node, Some(Node::Directory { late: false, .. }));
+            let own = matches!(record.node, Some(Node::Directory { late: None, .. }));
             if !own {
                 *found = Some(layer);
             }

@@ -89,7 +89,7 @@ impl<R: RecordSink> Unpacker<R> {
         self.record(&Record {
             path,
             seq,
-            node: Some(Node::Directory { attrs, late: false }),
+            node: Some(Node::Directory { attrs, late: None }),
             ..Record::default()
         })
     }

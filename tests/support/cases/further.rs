@@ -16,6 +16,7 @@ pub fn further_cases() -> Vec<Case> {
     cases.extend(further_metadata());
     cases.extend(further_attributes());
     cases.extend(further_refusals());
+    cases.extend(super::replaced::directories_over_links());
     cases
 }
 

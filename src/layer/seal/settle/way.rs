@@ -2,9 +2,13 @@
 //! the bounds that also hold for what the unpacker follows.
 
 use super::{Level, Settling, self_and_ancestors};
-use crate::layer::index::{Index, Node, join, parent};
+use crate::layer::index::{Index, Node, Record, join, parent};
 use crate::layer::limits::{MAX_COMPONENT_BYTES, MAX_LINKS, MAX_STEPS};
 use crate::layer::seal::SealError;
+use std::ops::Range;
+
+/// Every entry of a layer.
+pub(super) const ALL: Range<u64> = 0..u64::MAX;
 
 /// Where a link of the layers below leads.
 pub(super) struct Followed {
@@ -32,7 +36,8 @@ impl Settling<'_> {
         let hidden = hidden || record.whiteout;
         // What comes later took the place of what may have been here until then.
         let later = record.seq > seq && record.node.as_ref().is_some_and(|node| !node.is_dir());
-        let node = record.node.filter(|_| record.seq <= seq);
+        let since = record.since();
+        let node = record.node.filter(|_| since <= seq);
         let hides = hidden || record.opaque || node.as_ref().is_some_and(|node| !node.is_dir());
         match node {
             Some(Node::Implied) | None if !hidden => {
@@ -44,6 +49,32 @@ impl Settling<'_> {
             }
             node => Ok((node, hides)),
         }
+    }
+
+    /// Which entries can be in `natural`. Where a directory took a link's place,
+    /// what came on both sides of its own entry is in two places, and the
+    /// unpacker has made one of them. Markers speak of the later side.
+    pub(super) fn span(
+        &self,
+        above: &Level,
+        natural: &[u8],
+        record: Option<&Record>,
+    ) -> Result<Range<u64>, SealError> {
+        let mut span = above.span.clone();
+        let node = record.filter(|record| record.node.is_some());
+        if let Some((_, own)) = above.early {
+            match node {
+                Some(node) if node.seq < own => span.end = span.end.min(own),
+                _ => span.start = span.start.max(own),
+            }
+        }
+        let within =
+            node.is_none_or(|node| span.contains(&node.first()) && span.contains(&node.seq));
+        let marked = record.is_none_or(|record| record.whiteout || record.opaque);
+        if !within || marked && span.end != ALL.end {
+            return Err(self.unsettled(natural));
+        }
+        Ok(span)
     }
 
     /// Where the link at `path` with text `target` leads, for the sake of
