@@ -16,6 +16,10 @@ AS_ROOT := $(shell sudo -n true 2>/dev/null && echo 'sudo -n -E' || echo 'sudo -
 RUNNER  := CARGO_TARGET_$(shell echo '$(HOST)' | tr 'a-z-' 'A-Z_')_RUNNER='$(AS_ROOT)'
 endif
 
+# The same inputs for every run of the property tests, so that a change can be
+# told from luck. Other numbers explore.
+export PROPTEST_RNG_SEED ?= 1
+
 .PHONY: help
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

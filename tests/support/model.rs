@@ -48,6 +48,9 @@ pub enum Note {
     MarkerBelowMarker,
     /// A marker stood below a link that its own layer replaces by a directory.
     MarkerInOwnDirectory,
+    /// One of several markers of a layer is reached through a link, which
+    /// another of them may hide: they all speak of the layers as they were.
+    MarkersThroughLinks,
     /// A name of AUFS's own was dropped.
     InternalDropped,
     /// A hard link took the place of its own target, or of a directory above it.
@@ -298,6 +301,9 @@ fn marked_dir(
         }
     }
     let dir = resolve(lower, written, notes)?;
+    if dir != written && said.whiteouts.len() + said.opaques.len() > 1 {
+        notes.insert(Note::MarkersThroughLinks);
+    }
     Ok(lower.get(&dir).is_some_and(Node::is_dir).then_some(dir))
 }
 
