@@ -14,6 +14,7 @@ pub mod host;
 pub mod image;
 pub mod layer;
 pub mod probes;
+pub mod secret;
 pub mod stage;
 pub mod telemetry;
 pub mod union;

@@ -14,6 +14,7 @@
 //! verified. The bytes of layers are not verified here: whoever unpacks them
 //! computes both of their digests on the way.
 
+pub mod credentials;
 pub mod digest;
 mod docker;
 mod error;
@@ -22,6 +23,7 @@ mod layout;
 pub mod manifest;
 pub mod platform;
 pub mod reference;
+pub mod registry;
 mod resolve;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod testdata;

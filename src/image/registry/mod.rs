@@ -1,0 +1,5 @@
+//! Images in registries.
+
+mod error;
+
+pub use error::RegistryError;
