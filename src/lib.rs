@@ -4,7 +4,7 @@
 //! writable layer on top.
 //!
 //! Modules in reading order. Dependencies point one way:
-//! `main → cli, csi → volume → {layer, union, image} → host`.
+//! `main → cli, csi → volume → {pull → stage → {layer, image}, union → host}`.
 
 pub mod chain;
 pub mod cli;
@@ -14,6 +14,7 @@ pub mod host;
 pub mod image;
 pub mod layer;
 pub mod probes;
+pub mod pull;
 pub mod secret;
 pub mod stage;
 pub mod telemetry;

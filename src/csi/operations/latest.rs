@@ -3,11 +3,28 @@
 use crate::layer::ingest;
 use crate::stage::{Phase, Progress};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Remembers how far an operation is.
 #[derive(Debug, Default)]
-pub(in crate::csi) struct Latest(Mutex<State>);
+pub(in crate::csi) struct Latest {
+    state: Mutex<State>,
+    /// Calls that wait for the operation at this moment.
+    waiting: AtomicUsize,
+    /// Set when the operation had better end.
+    given_up: AtomicBool,
+}
+
+/// A call that waits, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Waiting<'a>(&'a Latest);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -16,9 +33,20 @@ struct State {
 }
 
 impl Latest {
+    /// A call begins to wait.
+    pub(super) fn wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(self)
+    }
+
+    /// Nobody will want what the operation brings.
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
     /// The state is whole after every statement, whoever panicked.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -31,6 +59,14 @@ impl Progress for Latest {
 
     fn phase(&self, phase: Phase) {
         self.lock().phase = phase;
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
     }
 }
 
