@@ -8,6 +8,7 @@
 
 pub mod chain;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod csi;
 pub mod host;

@@ -1,13 +1,19 @@
-//! How far an operation is, as a few words for whoever waits.
+//! How far an operation is: as a few words for whoever waits, and as events.
 
+use crate::csi::events::PodEvents;
 use crate::layer::ingest;
-use crate::stage::{Phase, Progress};
+use crate::stage::{Phase, Progress, Pulled};
+use crate::volume::Pod;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Remembers how far an operation is.
 #[derive(Debug, Default)]
-pub(in crate::csi) struct Latest(Mutex<State>);
+pub(in crate::csi) struct Latest {
+    state: Mutex<State>,
+    /// Whose volume it is about, and who tells of it.
+    told: Option<(Arc<dyn PodEvents>, Pod)>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -16,9 +22,16 @@ struct State {
 }
 
 impl Latest {
+    pub(super) fn new(told: Option<(Arc<dyn PodEvents>, Pod)>) -> Self {
+        Latest {
+            state: Mutex::default(),
+            told,
+        }
+    }
+
     /// The state is whole after every statement, whoever panicked.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -31,6 +44,18 @@ impl Progress for Latest {
 
     fn phase(&self, phase: Phase) {
         self.lock().phase = phase;
+    }
+
+    fn pulling(&self, image: &str) {
+        if let Some((events, pod)) = &self.told {
+            events.pulling(pod, image);
+        }
+    }
+
+    fn pulled(&self, image: &str, pulled: &Pulled) {
+        if let Some((events, pod)) = &self.told {
+            events.pulled(pod, image, pulled);
+        }
     }
 }
 
