@@ -4,7 +4,7 @@
 //! writable layer on top.
 //!
 //! Modules in reading order. Dependencies point one way:
-//! `main → cli, csi → volume → {layer, union, image} → host`.
+//! `main → cli → {probes, cluster, csi} → volume → {layer, union, image} → host`.
 
 pub mod chain;
 pub mod cli;
