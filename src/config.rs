@@ -308,6 +308,8 @@ mod tests {
             kubelet_endpoint: Some(PathBuf::from("csi.sock")),
             no_registration: false,
             http_address: "localhost:http".to_owned(),
+            no_events: false,
+            kubeconfig: Some(PathBuf::from("kubeconfig")),
         };
         assert!(node.validate(&empty, &mut faults).is_none());
         let shown: Vec<String> = faults.iter().map(ToString::to_string).collect();
@@ -326,6 +328,7 @@ mod tests {
                 "--union is \"btrfs\"; it must be auto, aufs or overlay",
                 "--registration-dir \"/plugins/../registry\" is not an absolute path without ..",
                 "--http-address is \"localhost:http\"; it must be an IP address and a port, such as 127.0.0.1:9809 or [::]:9809, or empty",
+                "--kubeconfig \"kubeconfig\" is not an absolute path without ..",
             ]
         );
     }

@@ -4,10 +4,11 @@
 //! writable layer on top.
 //!
 //! Modules in reading order. Dependencies point one way:
-//! `main → cli, csi → volume → {pull → stage → {layer, image}, union → host}`.
+//! `main → cli → {probes, cluster, csi} → volume → {pull → stage → {layer, image}, union → host}`.
 
 pub mod chain;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod csi;
 pub mod host;

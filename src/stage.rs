@@ -13,7 +13,7 @@ mod sink;
 
 pub use descriptors::raise_descriptor_limit;
 pub use error::{Layers, StageError};
-pub use progress::{Phase, Progress};
+pub use progress::{Phase, Progress, Pulled};
 pub use sink::TakeError;
 
 use crate::image::platform::PlatformChoice;

@@ -119,6 +119,26 @@ const RULES: &[Rule] = &[
         allowed: &[],
     },
     Rule {
+        part: "cluster",
+        forbidden: &[
+            "rustix",
+            "crate::host",
+            "crate::image",
+            "crate::layer",
+            "crate::stage",
+            "crate::union",
+            "crate::volume",
+            "crate::csi",
+            "crate::cli",
+        ],
+        // What is told, and of whom.
+        allowed: &[
+            "crate::csi::events::PodEvents",
+            "crate::stage::Pulled",
+            "crate::volume::Pod",
+        ],
+    },
+    Rule {
         part: "config",
         forbidden: &["rustix", "crate::host"],
         allowed: &[],
@@ -264,6 +284,10 @@ const OWNED: &[(&str, &[&str])] = &[
     ("hyper", &["probes"]),
     ("indicatif", &["cli"]),
     ("prometheus_client", &["telemetry"]),
+    // Nobody else talks to other machines.
+    ("reqwest", &["image/registry", "cluster"]),
+    ("rustls", &["image/registry", "cluster"]),
+    ("webpki_roots", &["image/registry", "cluster"]),
     ("rustix::mount", &["host/linux"]),
 ];
 

@@ -2,6 +2,7 @@
 
 use super::CliError;
 use crate::chain::Chain;
+use crate::cluster::Events;
 use crate::config::{CommonConfig, NodeArgs, NodeConfig};
 
 use crate::csi::server::{
@@ -82,7 +83,12 @@ impl Stop {
 async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError> {
     // Before any socket is there, so that no signal can miss its removal.
     let mut stop = Stop::new()?;
-    let observers = Observers::default();
+    let metrics = Metrics::default();
+    let observers = Observers {
+        events: Arc::new(events(&node, &metrics)),
+        metrics,
+        ..Observers::default()
+    };
     let known = Arc::new(OnceLock::new());
     // First of all, so that a long recovery is not taken for a hanging process.
     let _probes = answer_probes(&node, &observers, &known).await?;
@@ -122,6 +128,19 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
     })
     .await
     .map_err(CliError::Serve)
+}
+
+/// Events on pods, if they can be sent. Volumes do not depend on them, so the
+/// plugin serves without.
+fn events(node: &NodeConfig, metrics: &Metrics) -> Events {
+    let Some(place) = &node.api_server else {
+        tracing::info!("no events on pods: not in a cluster, or not wanted");
+        return Events::off();
+    };
+    Events::start(place, &node.node_id, metrics.clone()).unwrap_or_else(|error| {
+        tracing::error!(error = %Chain(&error), "no events on pods; --no-events means so");
+        Events::off()
+    })
 }
 
 /// A task that ends when it is not wanted any more.

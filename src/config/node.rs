@@ -1,6 +1,7 @@
 //! The options of `node`.
 
 use super::{ConfigFault, Environment, MAX_SOCKET_PATH_BYTES, directory};
+use crate::cluster::Place;
 use crate::csi::registration::{self, RegistrationSettings};
 use crate::csi::request::Policy;
 use clap::builder::{BoolishValueParser, OsStringValueParser};
@@ -115,6 +116,28 @@ pub struct NodeArgs {
         default_value = DEFAULT_HTTP_ADDRESS
     )]
     pub http_address: String,
+
+    /// Tell nothing to the API server. Otherwise, pulls and failures become
+    /// events on the pods if the plugin runs in a pod with a service account
+    /// (verbs create and patch of the resource events), or --kubeconfig is given.
+    #[arg(
+        long,
+        env = "AUFS_CSI_NO_EVENTS",
+        hide_env_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    pub no_events: bool,
+
+    /// How to reach the API server, as kubectl has it: a server with its
+    /// certificate authority, and a token or a client's certificate.
+    /// [default: what Kubernetes gives to the plugin's pod]
+    #[arg(
+        long,
+        env = "AUFS_CSI_KUBECONFIG",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// The configuration of the node plugin.
@@ -130,6 +153,8 @@ pub struct NodeConfig {
     pub registration: Option<RegistrationSettings>,
     /// Where probes and metrics are served, if anywhere.
     pub http_address: Option<SocketAddr>,
+    /// Which API server is told of events, if one is.
+    pub api_server: Option<Place>,
 }
 
 impl NodeArgs {
@@ -215,6 +240,14 @@ impl NodeArgs {
                 }
             },
         };
+        let kubeconfig = self
+            .kubeconfig
+            .map(|file| directory("--kubeconfig", Some(file), "", faults));
+        let api_server = match kubeconfig {
+            _ if self.no_events => None,
+            Some(file) => file.map(Place::Kubeconfig),
+            None => in_pod(environment),
+        };
         if faults.len() > before {
             return None;
         }
@@ -231,8 +264,17 @@ impl NodeArgs {
                 None => None,
             },
             http_address,
+            api_server,
         })
     }
+}
+
+/// Where Kubernetes says the API server is, to a process in a pod.
+fn in_pod(environment: Environment<'_>) -> Option<Place> {
+    Some(Place::Pod {
+        host: environment("KUBERNETES_SERVICE_HOST")?,
+        port: environment("KUBERNETES_SERVICE_PORT")?,
+    })
 }
 
 /// The path in `unix:///path`. Also read are `unix:/path` and, as other plugins
@@ -289,6 +331,8 @@ mod tests {
             kubelet_endpoint: None,
             no_registration: false,
             http_address: DEFAULT_HTTP_ADDRESS.to_owned(),
+            no_events: false,
+            kubeconfig: None,
         }
     }
 
@@ -390,6 +434,37 @@ mod tests {
         args.registration_dir = Some(PathBuf::from(format!("/{}", "d".repeat(90))));
         assert!(args.validate(&empty, &mut faults).is_none());
         assert!(matches!(faults[..], [ConfigFault::SocketLength { .. }]));
+    }
+
+    #[test]
+    fn events_go_to_the_cluster_that_the_plugin_is_in_unless_told_otherwise() {
+        let pod = |name: &str| match name {
+            "KUBERNETES_SERVICE_HOST" => Some("10.96.0.1".to_owned()),
+            "KUBERNETES_SERVICE_PORT" => Some("443".to_owned()),
+            _ => None,
+        };
+        let to = |environment: Environment<'_>, no_events, file: Option<&str>| {
+            let args = NodeArgs {
+                no_events,
+                kubeconfig: file.map(PathBuf::from),
+                ..node_args()
+            };
+            let config = args.validate(environment, &mut Vec::new());
+            config.map(|config| config.api_server)
+        };
+        let in_pod = Place::Pod {
+            host: "10.96.0.1".to_owned(),
+            port: "443".to_owned(),
+        };
+        let in_file = Place::Kubeconfig(PathBuf::from("/etc/kubeconfig"));
+        assert_eq!(to(&empty, false, None), Some(None));
+        assert_eq!(to(&pod, false, None), Some(Some(in_pod)));
+        assert_eq!(
+            to(&pod, false, Some("/etc//kubeconfig")),
+            Some(Some(in_file))
+        );
+        assert_eq!(to(&pod, true, Some("/etc/kubeconfig")), Some(None));
+        assert_eq!(to(&pod, false, Some("kubeconfig")), None);
     }
 
     #[test]

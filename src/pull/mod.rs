@@ -130,11 +130,11 @@ pub struct Want<'a> {
 
 /// An image that was wanted, in the store.
 #[derive(Debug, Clone)]
-pub struct Pulled {
+pub struct Found {
     /// Its branches.
     pub image: StagedImage,
     /// Bytes that came over the network for it, by whoever's asking.
-    pub bytes: u64,
+    pub fetched: u64,
     /// Whether nothing had to come.
     pub cached: bool,
     /// How long it took, from the first question.
@@ -226,11 +226,11 @@ impl Puller {
         want: &Want<'_>,
         promise: &dyn Fn(&Digest) -> Result<(), StoreError>,
         progress: &dyn Progress,
-    ) -> Result<Pulled, Arc<PullError>> {
+    ) -> Result<Found, Arc<PullError>> {
         let stats = &self.inner.stats;
         let result = self.find(want, promise, progress);
         let counter = match &result {
-            Ok(pulled) if pulled.cached => &stats.cached,
+            Ok(found) if found.cached => &stats.cached,
             Ok(_) => &stats.pulled,
             Err(_) => &stats.failed,
         };
@@ -243,35 +243,36 @@ impl Puller {
         want: &Want<'_>,
         promise: &dyn Fn(&Digest) -> Result<(), StoreError>,
         progress: &dyn Progress,
-    ) -> Result<Pulled, Arc<PullError>> {
+    ) -> Result<Found, Arc<PullError>> {
         let began = Instant::now();
         let asking = Asking::new(&self.inner, want).map_err(Arc::new)?;
         if let Some(image) = asking.from_store(progress).map_err(Arc::new)? {
-            return Ok(Pulled {
+            return Ok(Found {
                 image,
-                bytes: 0,
+                fetched: 0,
                 cached: true,
                 took: began.elapsed(),
             });
         }
+        progress.pulling(&asking.name);
         let head = asking.resolve().map_err(Arc::new)?;
         let digest = head.descriptor.digest;
         promise(&digest).map_err(|error| Arc::new(PullError::Store(error)))?;
         // The name may lead to what is here already.
         let there = asking.stored(&digest, progress).map_err(Arc::new)?;
-        let (image, bytes, cached) = match there {
+        let (image, fetched, cached) = match there {
             Some(image) => (image, 0, true),
             None => {
-                let (image, bytes) = self.pull(&asking, head.descriptor, progress)?;
-                (image, bytes, false)
+                let (image, fetched) = self.pull(&asking, head.descriptor, progress)?;
+                (image, fetched, false)
             }
         };
         asking
             .note(&digest, &image.image.manifest)
             .map_err(|error| Arc::new(PullError::Store(error)))?;
-        Ok(Pulled {
+        Ok(Found {
             image,
-            bytes,
+            fetched,
             cached,
             took: began.elapsed(),
         })

@@ -74,7 +74,11 @@ impl<'a> Remote<'a> {
     /// Bytes that came over the network.
     pub(super) fn fetched_bytes(&self) -> u64 {
         let blobs = self.blobs();
-        blobs.by_layer.values().map(|blob| blob.fetched()).sum()
+        blobs
+            .by_layer
+            .values()
+            .map(|blob| blob.progress().network)
+            .sum()
     }
 
     /// Does `work`; should the job be ended meanwhile, whoever reads a blob reads
@@ -133,7 +137,7 @@ impl<'a> Remote<'a> {
             return false;
         };
         // What is just as it was pushed will be no better the next time.
-        if blobs.again.contains(index) || blob.is_sound() {
+        if blobs.again.contains(index) || is_sound(&blob) {
             return false;
         }
         tracing::warn!(layer = index + 1, error = %crate::chain::Chain(source), "a layer came broken and is fetched once more");
@@ -274,6 +278,12 @@ impl ImageSource for Stored<'_> {
             .may_reuse(self.repository, &diff_id.to_string())
             .map_err(notes)
     }
+}
+
+/// Whether all of a blob has come and is what its digest says.
+fn is_sound(blob: &Arc<Blob>) -> bool {
+    blob.wait().is_ok()
+        && Digest::of_reader(blob.reader()).is_ok_and(|digest| digest == blob.digest())
 }
 
 fn layer(image: &Image, index: usize) -> Result<&LayerDescriptor, SourceError> {

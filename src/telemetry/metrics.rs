@@ -81,6 +81,7 @@ struct All {
     unions: Family<One, Gauge>,
     repairs: Family<One, Counter>,
     stuck: Gauge,
+    events: Family<One, Counter>,
 }
 
 impl Default for Metrics {
@@ -147,6 +148,12 @@ impl Default for Metrics {
             "Volumes that are to go and are still in use, at the last look",
             stuck.clone(),
         );
+        let events = Family::default();
+        own.register(
+            "events",
+            "Events on pods by what became of them: sent, limited, dropped, refused or failed",
+            Family::clone(&events),
+        );
         Metrics(Arc::new(All {
             registry,
             calls,
@@ -158,6 +165,7 @@ impl Default for Metrics {
             unions,
             repairs,
             stuck,
+            events,
         }))
     }
 }
@@ -207,6 +215,14 @@ impl Metrics {
     /// Volumes that should be gone and cannot be taken down.
     pub fn stuck(&self, count: usize) {
         self.0.stuck.set(signed(count as u64));
+    }
+
+    /// Something became of an event on a pod.
+    pub fn event(&self, outcome: &'static str) {
+        self.0
+            .events
+            .get_or_create(&[("outcome", outcome.to_owned())])
+            .inc();
     }
 
     /// What the node holds now.
@@ -278,6 +294,7 @@ mod tests {
         metrics.union_usable("aufs", false);
         metrics.repaired("undone");
         metrics.stuck(2);
+        metrics.event("dropped");
         let text = metrics.text();
         for line in [
             "aufs_csi_volumes{state=\"mounted\"} 3",
@@ -288,6 +305,7 @@ mod tests {
             "aufs_csi_union_usable{union=\"aufs\"} 0",
             "aufs_csi_repairs_total{kind=\"undone\"} 1",
             "aufs_csi_stuck_volumes 2",
+            "aufs_csi_events_total{outcome=\"dropped\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");
         }

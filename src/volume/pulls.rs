@@ -11,7 +11,7 @@ use crate::layer::seal::Format;
 use crate::layer::store::Store;
 use crate::pull::{PullError, PullPolicy, Promises, Puller, Staging, Want};
 use crate::secret::Secret;
-use crate::stage::{Progress, StagedImage, Stager};
+use crate::stage::{Progress, Pulled, StagedImage, Stager};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -191,19 +191,30 @@ impl Pulls {
                 .make(&request.volume_id, &source.to_string(), digest),
             None => Ok(()),
         };
-        let pulled = running
+        let found = running
             .puller
             .stage(&want, &promise, progress)
             .map_err(failed)?;
+        let record = &found.image.image;
         tracing::info!(
             image = %source,
-            manifest = pulled.image.image.manifest,
-            bytes = pulled.bytes,
-            cached = pulled.cached,
-            duration_ms = u64::try_from(pulled.took.as_millis()).unwrap_or(u64::MAX),
+            manifest = record.manifest,
+            fetched = found.fetched,
+            cached = found.cached,
+            duration_ms = u64::try_from(found.took.as_millis()).unwrap_or(u64::MAX),
             "the image is here"
         );
-        Ok(pulled.image)
+        if let Ok(digest) = record.manifest.parse() {
+            let sizes = record.layers.iter().filter_map(|layer| layer.size);
+            let pulled = Pulled {
+                digest,
+                bytes: sizes.fold(0, u64::saturating_add),
+                took: found.took,
+                cached: found.cached,
+            };
+            progress.pulled(&source.to_string(), &pulled);
+        }
+        Ok(found.image)
     }
 
     /// A volume is there, or gone: what it was promised does not matter any more.
