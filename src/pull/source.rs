@@ -4,6 +4,7 @@
 use super::LOOK_EVERY;
 use super::access::Book;
 use super::jobs::Handle;
+use crate::chain::Chain;
 use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
 use crate::image::platform::{Platform, PlatformChoice};
@@ -132,35 +133,42 @@ impl<'a> Remote<'a> {
         if !of_content {
             return false;
         }
-        let mut blobs = self.blobs();
-        let Some(blob) = blobs.by_layer.get(index).cloned() else {
+        let Some(blob) = self.blobs().by_layer.get(index).cloned() else {
             return false;
         };
         // What is just as it was pushed will be no better the next time.
-        if blobs.again.contains(index) || is_sound(&blob) {
+        if is_sound(&blob) || !self.blobs().again.insert(*index) {
             return false;
         }
-        tracing::warn!(layer = index + 1, error = %crate::chain::Chain(source), "a layer came broken and is fetched once more");
-        blobs.again.insert(*index);
-        blobs.by_layer.remove(index);
-        drop(blobs);
+        tracing::warn!(
+            layer = index + 1,
+            error = %Chain(source),
+            "a layer came broken and is fetched once more"
+        );
         blob.discard();
         true
     }
 
-    fn blob(&self, image: &Image, index: usize) -> Result<Arc<Blob>, SourceError> {
-        let layer = layer(image, index)?;
-        if let Some(blob) = self.blobs().by_layer.get(&index) {
-            return Ok(Arc::clone(blob));
+    /// Begins to fetch those layers that are not being fetched yet.
+    fn fetch(&self, image: &Image, layers: &[usize]) -> Result<(), SourceError> {
+        let mut missing = Vec::with_capacity(layers.len());
+        let mut wanted = Vec::with_capacity(layers.len());
+        for &index in layers {
+            if self.blobs().by_layer.contains_key(&index) {
+                continue;
+            }
+            let layer = layer(image, index)?;
+            let (Some(digest), Some(size)) = (layer.digest, layer.size) else {
+                return Err(SourceError::Notes {
+                    reason: format!("layer {} has no digest or no size", index + 1),
+                });
+            };
+            missing.push(index);
+            wanted.push((digest, size));
         }
-        let (Some(digest), Some(size)) = (layer.digest, layer.size) else {
-            return Err(SourceError::Notes {
-                reason: format!("layer {} has no digest or no size", index + 1),
-            });
-        };
-        let blob = self.session.blob(&digest, size)?;
-        self.blobs().by_layer.insert(index, Arc::clone(&blob));
-        Ok(blob)
+        let fetched = self.session.fetch(&wanted)?;
+        self.blobs().by_layer.extend(missing.into_iter().zip(fetched));
+        Ok(())
     }
 }
 
@@ -176,23 +184,19 @@ impl ImageSource for Remote<'_> {
         image: &Image,
         index: usize,
     ) -> Result<Box<dyn Read + Send>, SourceError> {
-        Ok(Box::new(self.blob(image, index)?.reader()))
+        self.fetch(image, &[index])?;
+        let blobs = self.blobs();
+        let blob = blobs.by_layer.get(&index).ok_or(SourceError::NotStored)?;
+        Ok(Box::new(blob.reader()))
     }
 
     fn prepare(&self, image: &Image, layers: &[usize]) -> Result<(), SourceError> {
-        let mut diff_ids = Vec::with_capacity(layers.len());
-        let mut needed = 0_u64;
-        for &index in layers {
-            let layer = layer(image, index)?;
-            diff_ids.push(layer.diff_id.to_string());
-            needed = needed.saturating_add(layer.size.unwrap_or(0));
-        }
+        let diff_ids = layers
+            .iter()
+            .map(|&index| Ok(layer(image, index)?.diff_id.to_string()))
+            .collect::<Result<Vec<_>, SourceError>>()?;
         self.book.expect(&diff_ids).map_err(notes)?;
-        // A blob takes its size, and what is in it at least as much again.
-        self.session.check_space(needed.saturating_mul(2))?;
-        for &index in layers {
-            self.blob(image, index)?;
-        }
+        self.fetch(image, layers)?;
         self.blobs().diff_ids.extend(diff_ids);
         Ok(())
     }
@@ -295,7 +299,7 @@ fn layer(image: &Image, index: usize) -> Result<&LayerDescriptor, SourceError> {
 
 fn notes(error: StoreError) -> SourceError {
     SourceError::Notes {
-        reason: crate::chain::Chain(&error).to_string(),
+        reason: Chain(&error).to_string(),
     }
 }
 
