@@ -4,6 +4,7 @@ use super::digest::Digest;
 use super::files::tar::TarError;
 use super::manifest::{MAX_DOCUMENT_BYTES, ManifestError};
 use super::platform::Platform;
+use super::registry::RegistryError;
 use super::resolve::{MAX_DEPTH, MAX_DOCUMENTS};
 use std::io;
 use std::path::PathBuf;
@@ -16,6 +17,9 @@ pub enum SourceError {
         "pulling from a registry is not built into this version; use oci:, oci-archive: or docker-archive:"
     )]
     Registry,
+    /// A registry does not give it.
+    #[error(transparent)]
+    Remote(RegistryError),
     /// The path of a source is not in the directory that it must be in.
     #[error("{} is outside {}", path.display(), root.display())]
     OutsideRoot {

@@ -2,6 +2,7 @@
 //! asked: the one place that decides, for gRPC codes and exit codes alike.
 
 use crate::image::SourceError;
+use crate::image::registry::RegistryError;
 use crate::layer::archive::ArchiveError;
 use crate::layer::decompress::DecompressError;
 use crate::layer::ingest::{IngestError, LayerError};
@@ -340,6 +341,7 @@ fn store_kind(error: &StoreError) -> ErrorKind {
 fn source_kind(error: &SourceError) -> ErrorKind {
     match error {
         SourceError::Registry => ErrorKind::FailedPrecondition,
+        SourceError::Remote(error) => registry_kind(error),
         SourceError::OutsideRoot { .. } => ErrorKind::PermissionDenied,
         SourceError::Open { source, .. } => match source.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -368,6 +370,30 @@ fn source_kind(error: &SourceError) -> ErrorKind {
         | SourceError::ParentChain { .. }
         | SourceError::CompressedLayer { .. }
         | SourceError::LayerIndex { .. } => ErrorKind::InvalidArgument,
+    }
+}
+
+/// As [`VolumeError::kind`], for registries.
+fn registry_kind(error: &RegistryError) -> ErrorKind {
+    match error {
+        RegistryError::NotAllowed { .. }
+        | RegistryError::Unauthenticated { .. }
+        | RegistryError::Denied { .. } => ErrorKind::PermissionDenied,
+        RegistryError::NotFound { .. } => ErrorKind::NotFound,
+        RegistryError::Status { .. }
+        | RegistryError::Unreachable { .. }
+        | RegistryError::Stalled { .. } => ErrorKind::Unavailable,
+        RegistryError::Malformed { .. } | RegistryError::Digest { .. } => ErrorKind::DataLoss,
+        RegistryError::Config { .. } => ErrorKind::FailedPrecondition,
+        RegistryError::Credentials { .. } => ErrorKind::InvalidArgument,
+        RegistryError::Disk(error) => match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                ErrorKind::ResourceExhausted
+            }
+            _ => ErrorKind::Internal,
+        },
+        RegistryError::NoSpace { .. } => ErrorKind::ResourceExhausted,
+        RegistryError::Cancelled => ErrorKind::Aborted,
     }
 }
 
