@@ -1,0 +1,3 @@
+//! Blobs to files.
+
+pub(in crate::image::registry) mod places;
