@@ -3,7 +3,8 @@
 use super::CliError;
 use super::progress::Shown;
 use super::stage::{Choice, Pull, source};
-use crate::volume::{Owner, PublishRequest, PullChoice, Volumes};
+use crate::config::{ConfigFault, Environment, PullArgs};
+use crate::volume::{Owner, PublishRequest, PullChoice, PullOptions, Volumes};
 use clap::builder::BoolishValueParser;
 use std::collections::BTreeMap;
 use std::io;
@@ -47,6 +48,18 @@ pub(super) struct Args {
     pull: Option<Pull>,
     #[command(flatten)]
     choice: Choice,
+    #[command(flatten)]
+    registries: PullArgs,
+}
+
+impl Args {
+    pub(super) fn pull_options(
+        &self,
+        environment: Environment<'_>,
+        faults: &mut Vec<ConfigFault>,
+    ) -> Option<PullOptions> {
+        self.registries.clone().validate(environment, faults)
+    }
 }
 
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {

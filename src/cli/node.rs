@@ -53,7 +53,11 @@ pub(super) fn run(common: CommonConfig, node: NodeConfig) -> Result<(), CliError
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
-    let result = runtime.block_on(serve(common.store, node));
+    let options = VolumeOptions {
+        pull: node.pull.clone(),
+        ..common.store
+    };
+    let result = runtime.block_on(serve(options, node));
     runtime.shutdown_timeout(THREADS_WITHIN);
     result
 }

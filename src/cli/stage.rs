@@ -8,7 +8,8 @@ use crate::image::reference::Source;
 use crate::layer::store::BranchId;
 use crate::pull::PullPolicy;
 use crate::union::probe::UnionRequest;
-use crate::volume::Volumes;
+use crate::config::{ConfigFault, Environment, PullArgs};
+use crate::volume::{PullOptions, Volumes};
 use serde::Serialize;
 
 /// Verify images and unpack their layers into the store
@@ -32,6 +33,8 @@ pub(super) struct Args {
     pull: Pull,
     #[command(flatten)]
     choice: Choice,
+    #[command(flatten)]
+    registries: PullArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -145,6 +148,16 @@ pub(super) fn source(text: &str) -> Result<Source, CliError> {
         })?;
     }
     Ok(source)
+}
+
+impl Args {
+    pub(super) fn pull_options(
+        &self,
+        environment: Environment<'_>,
+        faults: &mut Vec<ConfigFault>,
+    ) -> Option<PullOptions> {
+        self.registries.clone().validate(environment, faults)
+    }
 }
 
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {

@@ -223,18 +223,6 @@ impl Book {
         Ok(false)
     }
 
-    /// Forgets a layer of which the store has no branch any more. The caller
-    /// keeps others from staging it meanwhile.
-    pub(crate) fn forget(&self, diff_id: &str) -> Result<(), StoreError> {
-        let path = self.layer_path(diff_id);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io("remove", &path)(error))
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn hash(&self, repository: &str, credential: &Credential) -> String {
         match &credential.origin {
             Origin::Node | Origin::Provider(_) => {
@@ -466,8 +454,6 @@ mod tests {
         book.note_delivered("r/other", std::slice::from_ref(&layer))
             .unwrap();
         assert!(may("r/attacker"), "everybody could have it from there");
-        book.forget(&layer).unwrap();
-        assert!(may("r/a"));
     }
 
     #[test]

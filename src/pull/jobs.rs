@@ -257,13 +257,13 @@ impl<K: Eq + Hash, T: Clone + Send> Runner<K, T> {
     where
         W: FnOnce(&Handle) -> T + Send,
     {
-        let handle = &self.job.handle;
+        let job = &*self.job;
+        let (span, abandoned_after) = (&self.span, self.abandoned_after);
+        let done = AtomicBool::new(false);
         let outcome = std::thread::scope(|scope| {
-            let done = AtomicBool::new(false);
-            let watched = &done;
-            let watch = scope.spawn(move || self_watch(&self.job, watched, self.abandoned_after));
-            let span = self.span.clone();
-            let outcome = catch_unwind(AssertUnwindSafe(|| span.in_scope(|| work(handle))));
+            let watch = scope.spawn(|| watch(job, &done, abandoned_after));
+            let working = || span.in_scope(|| work(&job.handle));
+            let outcome = catch_unwind(AssertUnwindSafe(working));
             done.store(true, Ordering::Release);
             watch.thread().unpark();
             let abandoned = watch.join().unwrap_or(false);
@@ -285,18 +285,18 @@ impl<K: Eq + Hash, T: Clone + Send> Runner<K, T> {
         if abandoned {
             tracing::info!("the pull was ended, for nobody has waited for it");
         }
-        let mut state = self.job.lock();
+        let mut state = job.lock();
         state.outcome = Some(match outcome {
             Ok(_) if abandoned => Err(JobError::Abandoned(self.abandoned_after)),
             other => other,
         });
         drop(state);
-        self.job.changed.notify_all();
+        job.changed.notify_all();
     }
 }
 
 /// Ends a job that nobody wants; says whether it did.
-fn self_watch<T>(job: &Job<T>, done: &AtomicBool, abandoned_after: Duration) -> bool {
+fn watch<T>(job: &Job<T>, done: &AtomicBool, abandoned_after: Duration) -> bool {
     while !done.load(Ordering::Acquire) {
         let unwanted = job.lock().wanted.elapsed();
         match abandoned_after.checked_sub(unwanted) {

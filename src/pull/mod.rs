@@ -36,7 +36,6 @@ use crate::stage::{Progress, StageError, StageOptions, StagedImage, Stager};
 use access::{Book, Public};
 use jobs::{Handle, Jobs};
 use source::{Remote, Stored};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -360,10 +359,9 @@ impl<'a> Asking<'a> {
             .registry
             .session(name, want.keyring.clone())
             .map_err(PullError::Registry)?;
-        let reference = match (want.promised.as_ref().or(name.digest()), name.tag()) {
-            (Some(digest), _) => Reference::Digest(*digest),
-            (None, Some(tag)) => Reference::Tag(tag.to_owned()),
-            (None, None) => Reference::Tag("latest".to_owned()),
+        let reference = match want.promised {
+            Some(digest) => Reference::Digest(digest),
+            None => Reference::of(name),
         };
         Ok(Asking {
             inner,
@@ -718,9 +716,4 @@ impl Drop for Slot<'_> {
         drop(free);
         self.0.freed.notify_one();
     }
-}
-
-/// Where a store keeps what is fetched.
-pub(crate) fn blobs_dir(root: &Path) -> std::path::PathBuf {
-    root.join("blobs")
 }

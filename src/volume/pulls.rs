@@ -2,7 +2,7 @@
 
 use super::{Owner, PublishRequest, VolumeError};
 use crate::chain::Chain;
-use crate::image::credentials::{CredentialError, CredentialSettings, Keyring, NodeCredentials};
+use crate::image::credentials::{CommandCredentials, CredentialError, CredentialSettings, Keyring, NodeCredentials};
 use crate::image::digest::Digest;
 use crate::image::platform::PlatformChoice;
 use crate::image::reference::{ImageName, Source};
@@ -28,6 +28,8 @@ pub struct PullOptions {
     pub registry: RegistrySettings,
     /// What may be shown to them.
     pub credentials: CredentialSettings,
+    /// What a person's command may show to them.
+    pub command: CommandCredentials,
     /// How long access that a registry gave counts without asking again.
     pub memory: Duration,
     /// After how long a pull ends that nobody waits for.
@@ -39,6 +41,7 @@ impl Default for PullOptions {
         PullOptions {
             registry: RegistrySettings::default(),
             credentials: CredentialSettings::default(),
+            command: CommandCredentials::None,
             memory: DEFAULT_MEMORY,
             abandoned_after: DEFAULT_ABANDONED_AFTER,
         }
@@ -81,6 +84,7 @@ pub(super) struct Pulls {
 pub(super) struct Running {
     puller: Puller,
     credentials: Arc<NodeCredentials>,
+    command: CommandCredentials,
 }
 
 impl Pulls {
@@ -107,8 +111,11 @@ impl Pulls {
             return Ok(Arc::clone(running));
         }
         let options = &self.options;
-        let registry = Registry::new(options.registry.clone(), self.store.root(), self.store.boot())
+        let blobs = self.store.root().join("blobs");
+        let registry = Registry::new(options.registry.clone(), &blobs, self.store.boot())
             .map_err(PullError::Registry)?;
+        let credentials = NodeCredentials::open(&options.credentials)
+            .map_err(|error| PullError::Registry(unreadable(&error)))?;
         let puller = Puller::new(
             Arc::clone(&self.store),
             Arc::new(registry),
@@ -119,7 +126,8 @@ impl Pulls {
         self.promises.clean().map_err(PullError::Store)?;
         let started = Arc::new(Running {
             puller,
-            credentials: Arc::new(NodeCredentials::new(options.credentials.clone())),
+            credentials: Arc::new(credentials),
+            command: options.command.clone(),
         });
         *running = Some(Arc::clone(&started));
         Ok(started)
@@ -156,13 +164,9 @@ impl Pulls {
         let is_persons = volume.is_none_or(|request| request.owner == Owner::Command);
         let keyring = match volume {
             Some(request) if !is_persons => running.keyring(&request.pull.secrets),
-            _ => running.own_keyring(),
+            _ => Keyring::command(&running.command, &[name.registry()]),
         };
-        let keyring = keyring.map_err(|error| {
-            failed_once(PullError::Registry(RegistryError::Credentials {
-                reason: Chain(&error).to_string(),
-            }))
-        })?;
+        let keyring = keyring.map_err(|error| failed_once(PullError::Registry(unreadable(&error))))?;
         let promised = match (was, volume) {
             (Some(was), _) => was.parse().ok(),
             (None, Some(request)) => self
@@ -236,9 +240,10 @@ impl Running {
     fn keyring(&self, secrets: &BTreeMap<String, Secret>) -> Result<Keyring, CredentialError> {
         Keyring::from_pod(secrets, Arc::clone(&self.credentials))
     }
+}
 
-    /// What a person's command may show.
-    fn own_keyring(&self) -> Result<Keyring, CredentialError> {
-        Keyring::command(Arc::clone(&self.credentials))
+fn unreadable(error: &CredentialError) -> RegistryError {
+    RegistryError::Credentials {
+        reason: Chain(error).to_string(),
     }
 }

@@ -34,6 +34,7 @@ mod tls;
 mod token;
 
 pub use allow::{AllowError, AllowList, Pattern};
+pub use download::{Blob, DownloadSettings, DownloadStats, Retry};
 pub use error::RegistryError;
 pub use proxy::Proxies;
 pub use session::{Accepted, Head, Reference, RemoteDocuments, Session};
@@ -47,9 +48,10 @@ pub mod fuzz {
 use crate::image::credentials::Keyring;
 use crate::image::reference::ImageName;
 use client::Clients;
+use download::{Downloads, Spools};
 use hosts::Hosts;
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use token::Tokens;
@@ -71,6 +73,8 @@ pub struct RegistrySettings {
     pub proxies: Proxies,
     /// How long things may take.
     pub patience: Patience,
+    /// How blobs are fetched.
+    pub downloads: DownloadSettings,
 }
 
 /// How long requests may take, and how often they are tried.
@@ -115,6 +119,7 @@ pub struct Registry {
     clients: Clients,
     tokens: Tokens,
     patience: Patience,
+    downloads: Downloads,
     /// Hosts that may be asked without TLS and turned out to have none.
     plain: Mutex<HashSet<String>>,
     /// Only gone while this is dropped.
@@ -122,8 +127,13 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Connects to nothing yet.
-    pub fn new(settings: RegistrySettings) -> Result<Registry, RegistryError> {
+    /// Connects to nothing yet. Blobs are kept in the directory `blobs`, which is
+    /// made if it is not there, and those of another boot than `boot_id` removed.
+    pub fn new(
+        settings: RegistrySettings,
+        blobs: &Path,
+        boot_id: &str,
+    ) -> Result<Registry, RegistryError> {
         let failed = |what: &str, error: &dyn std::fmt::Display| RegistryError::Config {
             path: what.to_owned(),
             reason: error.to_string(),
@@ -138,7 +148,10 @@ impl Registry {
             .build()
             .map_err(|error| failed("threads", &error))?;
         let patience = settings.patience;
+        let spools = Spools::open(blobs, boot_id).map_err(RegistryError::Disk)?;
+        spools.clean().map_err(RegistryError::Disk)?;
         Ok(Registry {
+            downloads: Downloads::new(settings.downloads, spools, runtime.handle().clone()),
             allow: settings.allow,
             hosts: Hosts::new(settings.certs_dirs),
             clients: Clients::new(
@@ -173,6 +186,16 @@ impl Registry {
             keyring,
             places,
         )))
+    }
+
+    /// What the downloads of this process did so far.
+    pub fn downloads(&self) -> Arc<DownloadStats> {
+        self.downloads.stats()
+    }
+
+    /// Removes what was fetched and has not been wanted for `age`.
+    pub fn expire(&self, age: Duration) -> Result<usize, RegistryError> {
+        self.downloads.spools().expire(age).map_err(RegistryError::Disk)
     }
 
     /// Runs to its end what waits for the network. Not for threads of a runtime.

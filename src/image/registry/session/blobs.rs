@@ -1,6 +1,6 @@
 //! Blobs, as their hosts begin to give them.
 
-use super::super::download::places::{BlobBody, BlobFault, BlobPlaces};
+use super::super::download::{Blob, BlobBody, BlobFault, BlobPlaces, Wanted};
 use super::super::error::RegistryError;
 use super::super::exchange::within;
 use super::Session;
@@ -13,6 +13,7 @@ use reqwest::header::{
     ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE,
 };
 use std::pin::Pin;
+use std::sync::Arc;
 
 impl BlobPlaces for Session {
     fn count(&self) -> usize {
@@ -56,6 +57,31 @@ impl BlobPlaces for Session {
 }
 
 impl Session {
+    /// Begins to fetch blobs of the repository, given by digest and size, or joins
+    /// whoever fetches them for the same repository. An error if they do not fit
+    /// on the disk with as much again, which is what unpacking them takes at least.
+    pub fn fetch(
+        self: &Arc<Self>,
+        blobs: &[(Digest, u64)],
+    ) -> Result<Vec<Arc<Blob>>, RegistryError> {
+        let domain = self.repository();
+        let wanted: Vec<Wanted<'_>> = blobs
+            .iter()
+            .map(|&(digest, size)| Wanted {
+                domain: &domain,
+                digest,
+                size,
+            })
+            .collect();
+        let downloads = &self.registry.downloads;
+        let sum = blobs
+            .iter()
+            .fold(0, |sum: u64, (_, size)| sum.saturating_add(*size));
+        downloads.check_space(&wanted, sum)?;
+        let places: Arc<dyn BlobPlaces> = Arc::clone(self) as _;
+        Ok(downloads.get_all(&places, &wanted))
+    }
+
     /// The numbers of the hosts that may give content.
     fn pulling(&self) -> impl Iterator<Item = usize> {
         let places = self.places.iter().enumerate();
