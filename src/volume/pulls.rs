@@ -6,13 +6,15 @@ use crate::image::credentials::{CommandCredentials, CredentialError, CredentialS
 use crate::image::digest::Digest;
 use crate::image::platform::PlatformChoice;
 use crate::image::reference::{ImageName, Source};
-use crate::image::registry::{Registry, RegistryError, RegistrySettings};
+use crate::image::registry::{Registry, RegistryError, RegistrySettings, Retry};
 use crate::layer::seal::Format;
 use crate::layer::store::Store;
 use crate::pull::{PullError, PullPolicy, Promises, Puller, Staging, Want};
 use crate::secret::Secret;
 use crate::stage::{Progress, Pulled, StagedImage, Stager};
+use crate::telemetry;
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +22,11 @@ use std::time::Duration;
 const DEFAULT_MEMORY: Duration = Duration::from_secs(24 * 3600);
 /// After how long a pull ends that nobody waits for.
 const DEFAULT_ABANDONED_AFTER: Duration = Duration::from_secs(600);
+
+/// Where blobs are fetched into, below the store.
+const BLOBS: &str = "blobs";
+/// How long what was fetched is kept for a pull that ended early.
+const KEPT: Duration = Duration::from_secs(3600);
 
 /// How images come from registries.
 #[derive(Debug, Clone)]
@@ -81,7 +88,7 @@ pub(super) struct Pulls {
 }
 
 #[derive(Debug)]
-pub(super) struct Running {
+struct Running {
     puller: Puller,
     credentials: Arc<NodeCredentials>,
     command: CommandCredentials,
@@ -98,11 +105,53 @@ impl Pulls {
     }
 
     /// The pulls so far, if any image was wanted yet.
-    pub(super) fn running(&self) -> Option<Arc<Running>> {
+    fn running(&self) -> Option<Arc<Running>> {
         self.running
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// What came of the pulls of this process.
+    pub(super) fn counts(&self) -> telemetry::Pulls {
+        let Some(running) = self.running() else {
+            return telemetry::Pulls::default();
+        };
+        let puller = &running.puller;
+        let stats = puller.stats();
+        let downloads = puller.registry().downloads();
+        telemetry::Pulls {
+            pulled: stats.pulled.load(Ordering::Relaxed),
+            cached: stats.cached.load(Ordering::Relaxed),
+            failed: stats.failed.load(Ordering::Relaxed),
+            running: puller.running() as u64,
+            bytes: downloads.bytes_total(),
+            resumed_bytes: downloads.resumed_bytes_total(),
+            in_flight: downloads.in_flight(),
+            waiting: downloads.waiting(),
+            retries: Retry::ALL
+                .iter()
+                .map(|&reason| (reason.name(), downloads.retries_total(reason)))
+                .collect(),
+        }
+    }
+
+    /// Removes what was fetched for pulls that nobody has gone on with. Also where
+    /// nothing was pulled yet: an earlier process may have left it.
+    pub(super) fn expire(&self) -> Result<(), PullError> {
+        if !self.store.root().join(BLOBS).exists() {
+            return Ok(());
+        }
+        let removed = self
+            .start()?
+            .puller
+            .registry()
+            .expire(KEPT)
+            .map_err(PullError::Registry)?;
+        if removed > 0 {
+            tracing::info!(removed, "removed what was fetched and never used");
+        }
+        Ok(())
     }
 
     fn start(&self) -> Result<Arc<Running>, PullError> {
@@ -111,7 +160,7 @@ impl Pulls {
             return Ok(Arc::clone(running));
         }
         let options = &self.options;
-        let blobs = self.store.root().join("blobs");
+        let blobs = self.store.root().join(BLOBS);
         let registry = Registry::new(options.registry.clone(), &blobs, self.store.boot())
             .map_err(PullError::Registry)?;
         let credentials = NodeCredentials::open(&options.credentials)
@@ -231,11 +280,6 @@ impl Pulls {
 }
 
 impl Running {
-    /// What brings images.
-    pub(super) fn puller(&self) -> &Puller {
-        &self.puller
-    }
-
     /// What a pod may show.
     fn keyring(&self, secrets: &BTreeMap<String, Secret>) -> Result<Keyring, CredentialError> {
         Keyring::from_pod(secrets, Arc::clone(&self.credentials))

@@ -34,7 +34,9 @@ mod tls;
 mod token;
 
 pub use allow::{AllowError, AllowList, Pattern};
-pub use download::{Blob, DownloadSettings, DownloadStats, Retry};
+pub use download::{
+    Blob, BlobReader, DownloadSettings, DownloadStats, Downloads, Progress, Retry, Spools, Wanted,
+};
 pub use error::RegistryError;
 pub use proxy::Proxies;
 pub use session::{Accepted, Head, Reference, RemoteDocuments, Session};
@@ -48,7 +50,6 @@ pub mod fuzz {
 use crate::image::credentials::Keyring;
 use crate::image::reference::ImageName;
 use client::Clients;
-use download::{Downloads, Spools};
 use hosts::Hosts;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
