@@ -334,5 +334,5 @@ fn a_registry_is_not_opened() {
     );
     let root = std::path::Path::new("/");
     let error = image::open_in_root(root, &"busybox".parse().unwrap()).unwrap_err();
-    assert!(matches!(error, SourceError::Registry), "{error}");
+    assert!(matches!(error, SourceError::NotLocal), "{error}");
 }
