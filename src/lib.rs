@@ -19,6 +19,7 @@ pub mod stage;
 pub mod telemetry;
 pub mod union;
 pub mod volume;
+pub mod yaml;
 
 /// The plugin's name, as in the CSIDriver object and in pods. It never changes:
 /// pods and the records of kubelet have it.
