@@ -108,21 +108,3 @@ impl Credential {
         mac.finalize().into_bytes().into()
     }
 }
-
-/// What one request may show, in the order in which it is tried.
-#[derive(Debug, Clone, Default)]
-pub struct Keyring(Vec<(String, Credential)>);
-
-impl Keyring {
-    /// Each credential with the host that it is for.
-    pub fn of(credentials: Vec<(String, Credential)>) -> Self {
-        Keyring(credentials)
-    }
-
-    /// What may be shown to a host for a repository. `host` has its port, and is
-    /// `docker.io` for Docker Hub.
-    pub fn lookup(&self, host: &str, _repository: &str) -> Vec<Credential> {
-        let own = self.0.iter().filter(|(other, _)| other == host);
-        own.map(|(_, credential)| credential.clone()).collect()
-    }
-}

@@ -1,6 +1,6 @@
 //! Blobs, as their hosts begin to give them.
 
-use super::super::download::places::{BlobBody, BlobFault, BlobPlaces};
+use super::super::download::{BlobBody, BlobFault, BlobPlaces};
 use super::super::error::RegistryError;
 use super::super::exchange::within;
 use super::Session;

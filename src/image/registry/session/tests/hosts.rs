@@ -1,6 +1,6 @@
 //! Which hosts are asked, and what each of them gets to see.
 
-use super::super::super::download::places::{BlobFault, BlobPlaces};
+use super::super::super::download::{BlobFault, BlobPlaces};
 use super::*;
 
 /// A host of the registry `reg.example`, in the file's words.
