@@ -4,7 +4,7 @@
 //! Real fuzzing, with coverage, is in `fuzz/`.
 
 use aufs_csi::host::mountinfo;
-use aufs_csi::image::{fuzz, manifest, reference};
+use aufs_csi::image::{fuzz, manifest, reference, registry};
 use aufs_csi::layer::{archive, decompress, index, seal};
 use aufs_csi::volume::attributes;
 
@@ -147,6 +147,11 @@ fn oci_layout() {
 #[test]
 fn reference() {
     smoke(&reference::seeds(), 8, reference::check);
+}
+
+#[test]
+fn challenge() {
+    smoke(&registry::fuzz::seeds(), 8, registry::fuzz::check);
 }
 
 #[test]
