@@ -194,16 +194,6 @@ impl Registry {
         Ok(Arc::new(Session::new(registry, name.clone(), keys, places)))
     }
 
-    /// What fetches blobs into `spools`, with the threads of this.
-    pub fn downloads(
-        &self,
-        settings: DownloadSettings,
-        spools: Spools,
-    ) -> Result<Downloads, RegistryError> {
-        let runtime = self.runtime.as_ref().ok_or(RegistryError::Cancelled)?;
-        Ok(Downloads::new(settings, spools, runtime.handle().clone()))
-    }
-
     /// What the downloads of this process did so far.
     pub fn downloads(&self) -> Arc<DownloadStats> {
         self.downloads.stats()
