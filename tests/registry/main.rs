@@ -41,8 +41,19 @@ mod registry;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cached;
+mod faults;
+mod forms;
+mod full;
 mod harness;
+mod hosts;
+mod killed;
+mod policy;
+mod private;
+mod resumed;
+mod secrets;
 mod site;
+mod together;
 
 use fake::Volume;
 use std::future::Future;

@@ -151,6 +151,12 @@ impl TokenServer {
         self.state().public.push(repository.to_owned());
     }
 
+    /// Not everybody's any more.
+    pub fn close(&self, repository: &str) {
+        self.state().public.retain(|one| one != repository);
+    }
+
+    /// What is given from now on.
     pub fn give(&self, tokens: Tokens) {
         self.state().tokens = tokens;
     }
