@@ -47,6 +47,7 @@ gunzip          gzip
 unzstd          zstd
 umoci           umoci
 skopeo          skopeo
+docker-registry docker-registry
 '
 case "${1-}" in
 build) list=$BUILD ;;
