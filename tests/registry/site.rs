@@ -143,8 +143,9 @@ impl Volume {
 
 /// A node with a registered plugin.
 pub(crate) struct Site {
-    pub(crate) node: Node,
+    // Before the node, whose directory has its log.
     pub(crate) driver: Driver,
+    pub(crate) node: Node,
     pub(crate) kubelet: Kubelet,
     flags: Vec<String>,
 }

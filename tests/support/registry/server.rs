@@ -115,10 +115,12 @@ impl Registry {
         fs::write(&config, self.config()).unwrap();
         let log = self.dir.path().join("log");
         let file = File::create(&log).unwrap();
-        let child = Command::new("docker-registry")
-            .arg("serve")
+        // Not even where this process is killed does it stay.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "docker-registry", "serve"])
             .arg(&config)
             .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)
