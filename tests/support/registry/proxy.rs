@@ -4,13 +4,15 @@
 
 use super::http::{self, Head};
 use std::collections::HashMap;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// What a client begins with that wants TLS.
+const TLS_HANDSHAKE: u8 = 22;
 /// Bytes that are passed at once.
 const PIECE: usize = 16 << 10;
 /// How often one that is held looks whether its client is still there.
@@ -293,6 +295,10 @@ impl Shared {
 
     fn requests(&self, client: &TcpStream) -> io::Result<()> {
         let mut reader = BufReader::new(client.try_clone()?);
+        if reader.fill_buf()?.first() == Some(&TLS_HANDSHAKE) {
+            // As any server of plain HTTP says.
+            return http::answer(&mut &*client, 400, &[], b"this is not TLS");
+        }
         while let Some(head) = Head::read(&mut reader)? {
             let mut body = vec![0; head.length().unwrap_or(0) as usize];
             reader.read_exact(&mut body)?;

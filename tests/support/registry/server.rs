@@ -206,8 +206,11 @@ impl Drop for Registry {
         self.stop();
         if std::thread::panicking() {
             let log = self.log();
-            let lines: Vec<&str> = log.lines().rev().take(20).collect();
-            println!("the registry's last lines:\n{}", lines.join("\n"));
+            // Those of its access log.
+            let asked = |line: &&str| line.starts_with("127.0.0.1 ");
+            let mut lines: Vec<&str> = log.lines().rev().filter(asked).take(20).collect();
+            lines.reverse();
+            println!("what {} was last asked:\n{}", self.address, lines.join("\n"));
         }
     }
 }
