@@ -26,13 +26,15 @@ fn pod(pairs: &[(&str, &str)]) -> Result<Keyring, CredentialError> {
 
 /// Who gave it, and the name in it.
 fn names(credentials: &[Credential]) -> Vec<(Origin, &str)> {
-    let name = |login| match login {
-        &Login::Basic { ref username, .. } => username.as_str(),
-        Login::IdentityToken(_) | Login::RegistryToken(_) => "",
-    };
     let credentials = credentials.iter();
     credentials
-        .map(|credential| (credential.origin.clone(), name(&credential.login)))
+        .map(|credential| {
+            let name = match &credential.login {
+                Login::Basic { username, .. } => username.as_str(),
+                Login::IdentityToken(_) | Login::RegistryToken(_) => "",
+            };
+            (credential.origin.clone(), name)
+        })
         .collect()
 }
 
