@@ -37,9 +37,8 @@ fn session(registry: &Arc<Registry>, host: &str, keys: &[(&str, Credential)]) ->
     let keys = keys.iter();
     let keys = keys.map(|(host, key)| ((*host).to_owned(), key.clone()));
     let name = format!("{host}/team/app:v1").parse().unwrap();
-    registry
-        .session(&name, Keyring::of(keys.collect()))
-        .unwrap()
+    let keys = Arc::new(Fixed(keys.collect()));
+    registry.session_with(&name, keys).unwrap()
 }
 
 /// Credentials with the hosts that they are for.
