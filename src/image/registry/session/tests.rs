@@ -148,6 +148,16 @@ fn a_public_image_is_had_without_showing_anything() {
 }
 
 #[test]
+fn names_are_resolved() {
+    let server = Server::start(public);
+    let (_, port) = server.host.rsplit_once(':').unwrap();
+    let host = format!("localhost:{port}");
+    let session = session(&registry_with(None), &host, &[]);
+    session.head(&tag()).unwrap();
+    assert_eq!(server.seen()[0].get("host"), Some(host.as_str()));
+}
+
+#[test]
 fn what_the_operator_does_not_allow_is_not_even_connected_to() {
     let server = Server::start(public);
     let settings = RegistrySettings {
