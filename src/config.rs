@@ -1,8 +1,10 @@
 //! Flags and environment to a validated configuration. All faults of one are
 //! found at once, for whoever mends a manifest wants one round and not five.
 
+mod credentials;
 mod node;
 
+pub use credentials::{CommandCredentialArgs, NodeCredentialArgs};
 pub use node::{NodeArgs, NodeConfig};
 
 use crate::stage::StageOptions;
@@ -69,6 +71,9 @@ pub enum ConfigFault {
         /// The value.
         value: String,
     },
+    /// There is no name in the credentials; they are not shown.
+    #[error("--creds has no name before the colon; write USER[:PASSWORD]")]
+    Creds,
     /// The log level cannot be read.
     #[error("cannot read --log-level")]
     LogLevel(#[source] LogLevelError),
@@ -308,6 +313,10 @@ mod tests {
             kubelet_endpoint: Some(PathBuf::from("csi.sock")),
             no_registration: false,
             http_address: "localhost:http".to_owned(),
+            credentials: NodeCredentialArgs {
+                registry_credentials: Some(PathBuf::from("config.json")),
+                ..NodeCredentialArgs::default()
+            },
         };
         assert!(node.validate(&empty, &mut faults).is_none());
         let shown: Vec<String> = faults.iter().map(ToString::to_string).collect();
@@ -326,6 +335,7 @@ mod tests {
                 "--union is \"btrfs\"; it must be auto, aufs or overlay",
                 "--registration-dir \"/plugins/../registry\" is not an absolute path without ..",
                 "--http-address is \"localhost:http\"; it must be an IP address and a port, such as 127.0.0.1:9809 or [::]:9809, or empty",
+                "--registry-credentials \"config.json\" is not an absolute path without ..",
             ]
         );
     }

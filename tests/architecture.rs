@@ -312,6 +312,16 @@ const OWNED: &[(&str, &[&str])] = &[
     ("toml", &["image/registry/hosts"]),
     ("webpki_roots", &["image/registry/tls"]),
     ("rustix::mount", &["host/linux"]),
+    ("rustix::termios", &["image/credentials/ask"]),
+    ("base64", &["image/credentials", "image/registry"]),
+    ("hmac", &["image/credentials"]),
+    // YAML is read in one place, where its errors lose what they quote.
+    ("serde_saphyr", &["yaml"]),
+    ("std::process::Command", &["image/credentials/exec"]),
+    (
+        "zeroize",
+        &["secret", "image/credentials", "image/registry"],
+    ),
 ];
 
 /// All sources of the program, as paths relative to `src`, with their text. What

@@ -131,6 +131,15 @@ fn docker_legacy() {
 }
 
 #[test]
+fn docker_config() {
+    smoke(
+        &fuzz::docker_config::seeds(),
+        16,
+        fuzz::docker_config::check,
+    );
+}
+
+#[test]
 fn oci_layout() {
     smoke(&fuzz::oci_layout::seeds(), 16, fuzz::oci_layout::check);
 }

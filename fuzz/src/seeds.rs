@@ -12,6 +12,7 @@ fn main() -> std::io::Result<()> {
     write("image_archive", &fuzz::image_archive::seeds())?;
     write("docker_manifest", &fuzz::docker_manifest::seeds())?;
     write("docker_legacy", &fuzz::docker_legacy::seeds())?;
+    write("docker_config", &fuzz::docker_config::seeds())?;
     write("oci_layout", &fuzz::oci_layout::seeds())?;
     write("reference", &reference::seeds())?;
     write("challenge", &registry::fuzz::seeds())?;

@@ -1,8 +1,9 @@
 //! The options of `node`.
 
-use super::{ConfigFault, Environment, MAX_SOCKET_PATH_BYTES, directory};
+use super::{ConfigFault, Environment, MAX_SOCKET_PATH_BYTES, NodeCredentialArgs, directory};
 use crate::csi::registration::{self, RegistrationSettings};
 use crate::csi::request::Policy;
+use crate::image::credentials::CredentialSettings;
 use clap::builder::{BoolishValueParser, OsStringValueParser};
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -115,6 +116,10 @@ pub struct NodeArgs {
         default_value = DEFAULT_HTTP_ADDRESS
     )]
     pub http_address: String,
+
+    /// Where credentials of registries are.
+    #[command(flatten)]
+    pub credentials: NodeCredentialArgs,
 }
 
 /// The configuration of the node plugin.
@@ -130,6 +135,8 @@ pub struct NodeConfig {
     pub registration: Option<RegistrationSettings>,
     /// Where probes and metrics are served, if anywhere.
     pub http_address: Option<SocketAddr>,
+    /// Where the node's credentials of registries are.
+    pub credentials: CredentialSettings,
 }
 
 impl NodeArgs {
@@ -215,6 +222,7 @@ impl NodeArgs {
                 }
             },
         };
+        let credentials = self.credentials.validate(faults);
         if faults.len() > before {
             return None;
         }
@@ -231,6 +239,7 @@ impl NodeArgs {
                 None => None,
             },
             http_address,
+            credentials: credentials?,
         })
     }
 }
@@ -289,6 +298,7 @@ mod tests {
             kubelet_endpoint: None,
             no_registration: false,
             http_address: DEFAULT_HTTP_ADDRESS.to_owned(),
+            credentials: NodeCredentialArgs::default(),
         }
     }
 

@@ -8,6 +8,7 @@
 //! resolve     from an index to the one manifest and config of a platform
 //! layout      OCI layouts, as directories and tars
 //! docker      tars of `docker save`
+//! credentials what may be shown to a registry, and where it comes from
 //! ```
 //!
 //! **Invariant:** a manifest or config is used only after its digest was
@@ -31,6 +32,7 @@ pub(crate) mod testdata;
 /// What fuzz targets check of the parsers that nothing outside of here uses.
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz {
+    pub use super::credentials::check as docker_config;
     pub use super::docker::check as docker_manifest;
     pub use super::docker::legacy::check as docker_legacy;
     pub use super::files::tar::check as image_archive;
