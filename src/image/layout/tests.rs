@@ -84,6 +84,7 @@ fn the_only_image_needs_no_tag() {
                 diff_id: Digest::of(bytes),
                 size: Some(3),
                 compression: Compression::None,
+                content: image::LayerContent::Tar,
             })
             .into();
         assert_eq!(found.layers, expected);

@@ -37,9 +37,8 @@ fn session(registry: &Arc<Registry>, host: &str, keys: &[(&str, Credential)]) ->
     let keys = keys.iter();
     let keys = keys.map(|(host, key)| ((*host).to_owned(), key.clone()));
     let name = format!("{host}/team/app:v1").parse().unwrap();
-    registry
-        .session(&name, Keyring::of(keys.collect()))
-        .unwrap()
+    let keys = Arc::new(Fixed(keys.collect()));
+    registry.session_with(&name, keys).unwrap()
 }
 
 /// Credentials with the hosts that they are for.
@@ -146,6 +145,16 @@ fn a_public_image_is_had_without_showing_anything() {
     ] {
         assert!(seen[0].get("accept").unwrap().contains(wanted), "{wanted}");
     }
+}
+
+#[test]
+fn names_are_resolved() {
+    let server = Server::start(public);
+    let (_, port) = server.host.rsplit_once(':').unwrap();
+    let host = format!("localhost:{port}");
+    let session = session(&registry_with(None), &host, &[]);
+    session.head(&tag()).unwrap();
+    assert_eq!(server.seen()[0].get("host"), Some(host.as_str()));
 }
 
 #[test]
