@@ -65,11 +65,12 @@ fn compare() -> Result<ExitCode> {
             rootless: false,
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
+            pull: Default::default(),
         },
         Arc::new(LinuxHost),
     )?;
     let features = volumes.probe()?.features();
-    volumes.stage(&source, None, UnionRequest::Overlay, &())?;
+    volumes.stage(&source, None, UnionRequest::Overlay, PullPolicy::Always, &())?;
 
     println!("\noverlay of {LAYERS} layers, µs of {count} mounts in turn with as many bare ones");
     println!(
@@ -149,6 +150,7 @@ impl Publishing<'_> {
             volume_id: "bench".to_owned(),
             source: self.source.clone(),
             source_root: None,
+            pull: Default::default(),
             platform: None,
             target: self.base.join("target"),
             create_target: true,

@@ -139,6 +139,7 @@ fn child(layout: &Path, dir: &Path) -> Result<()> {
             rootless: false,
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
+            pull: Default::default(),
         },
         Arc::new(LinuxHost),
     )?;
@@ -147,7 +148,7 @@ fn child(layout: &Path, dir: &Path) -> Result<()> {
     let source: Source = format!("oci:{}:latest", layout.display()).parse()?;
     let clock = Clock::default();
     let (begun, cpu) = (Instant::now(), measure::own_cpu());
-    let staged = volumes.stage(&source, None, UnionRequest::Overlay, &clock)?;
+    let staged = volumes.stage(&source, None, UnionRequest::Overlay, PullPolicy::Always, &clock)?;
     let wall = seconds(begun.elapsed());
     let cpu = measure::own_cpu() - cpu;
     let sealing = clock.0.into_inner().ok().flatten();

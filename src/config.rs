@@ -2,12 +2,15 @@
 //! found at once, for whoever mends a manifest wants one round and not five.
 
 mod node;
+mod pull;
 
 pub use node::{NodeArgs, NodeConfig};
+pub use pull::PullArgs;
 
+use crate::image::registry::AllowError;
 use crate::stage::StageOptions;
 use crate::telemetry::{LogFormat, LogLevel, LogLevelError};
-use crate::volume::VolumeOptions;
+use crate::volume::{PullOptions, VolumeOptions};
 use clap::builder::BoolishValueParser;
 use std::path::{Component, PathBuf};
 
@@ -69,6 +72,15 @@ pub enum ConfigFault {
         /// The value.
         value: String,
     },
+    /// A proxy of the environment cannot be used.
+    #[error("{reason}")]
+    Proxy {
+        /// Why not.
+        reason: String,
+    },
+    /// A pattern of images that pods may name cannot be read.
+    #[error("cannot read --allow-registry")]
+    Pattern(#[source] AllowError),
     /// The log level cannot be read.
     #[error("cannot read --log-level")]
     LogLevel(#[source] LogLevelError),
@@ -235,6 +247,7 @@ impl StoreArgs {
                 rootless: self.rootless,
                 stage: StageOptions::default(),
                 host_proc: host_proc?,
+                pull: PullOptions::default(),
             },
             log_format,
             log_level: log_level.ok()?,

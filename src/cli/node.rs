@@ -53,7 +53,11 @@ pub(super) fn run(common: CommonConfig, node: NodeConfig) -> Result<(), CliError
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
-    let result = runtime.block_on(serve(common.store, node));
+    let options = VolumeOptions {
+        pull: node.pull.clone(),
+        ..common.store
+    };
+    let result = runtime.block_on(serve(options, node));
     runtime.shutdown_timeout(THREADS_WITHIN);
     result
 }
@@ -208,6 +212,7 @@ fn count(volumes: Option<&Arc<Volumes>>, metrics: &Metrics) {
     let Some(volumes) = volumes else {
         return;
     };
+    metrics.pulls(&volumes.pulls());
     match volumes.holdings() {
         Ok(holdings) => metrics.holdings(&holdings),
         Err(error) => tracing::warn!(error = %Chain(&error), "cannot count volumes and layers"),
@@ -274,6 +279,9 @@ async fn keep_up(volumes: Arc<Volumes>, kubelet_root: PathBuf, metrics: Metrics)
             }
             if let Err(error) = volumes.flush() {
                 tracing::warn!(error = %Chain(&error), "cannot flush layers");
+            }
+            if let Err(error) = volumes.expire_downloads() {
+                tracing::warn!(error = %Chain(&error), "cannot remove old downloads");
             }
         })
         .await;

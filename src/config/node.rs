@@ -1,9 +1,11 @@
 //! The options of `node`.
 
+use super::pull::{PullArgs, allow_list, duration};
 use super::{ConfigFault, Environment, MAX_SOCKET_PATH_BYTES, directory};
 use crate::cluster::Place;
 use crate::csi::registration::{self, RegistrationSettings};
 use crate::csi::request::Policy;
+use crate::volume::PullOptions;
 use clap::builder::{BoolishValueParser, OsStringValueParser};
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -15,6 +17,10 @@ const DEFAULT_ENDPOINT: &str = "unix:///var/lib/kubelet/plugins/aufs-csi.dev/csi
 const REGISTRATION_DIR: &str = "plugins_registry";
 /// Where probes and metrics are served: for this node only.
 const DEFAULT_HTTP_ADDRESS: &str = "127.0.0.1:9809";
+/// How long access that a registry gave counts.
+const DEFAULT_CREDENTIAL_MEMORY: &str = "24h";
+/// After how long a pull ends that nobody waits for.
+const DEFAULT_ABANDONED_AFTER: &str = "10m";
 /// Longest node name in bytes, from the CSI specification.
 const MAX_NODE_ID_BYTES: usize = 256;
 
@@ -75,6 +81,45 @@ pub struct NodeArgs {
         default_value = "auto"
     )]
     pub union: String,
+
+    /// Image that pods may name: HOST, HOST/PATH/* or *.DOMAIN. Can be given
+    /// several times; in the variable, a comma is between two. Without it, all.
+    #[arg(
+        long,
+        env = "AUFS_CSI_ALLOW_REGISTRY",
+        hide_env_values = true,
+        value_name = "PATTERN",
+        value_delimiter = ',',
+        help_heading = "Registries"
+    )]
+    pub allow_registry: Vec<String>,
+
+    /// How long access that a registry gave to a pod counts for others with the
+    /// same credentials, before the registry is asked again.
+    #[arg(
+        long,
+        env = "AUFS_CSI_CREDENTIAL_MEMORY",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = DEFAULT_CREDENTIAL_MEMORY,
+        help_heading = "Registries"
+    )]
+    pub credential_memory: String,
+
+    /// After how long a pull ends that nobody has waited for.
+    #[arg(
+        long,
+        env = "AUFS_CSI_ABANDONED_AFTER",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = DEFAULT_ABANDONED_AFTER,
+        help_heading = "Registries"
+    )]
+    pub abandoned_after: String,
+
+    /// How registries are reached.
+    #[command(flatten)]
+    pub pull: PullArgs,
 
     /// Directory where kubelet looks for plugins; a socket is made there by which
     /// the plugin registers itself. [default: plugins_registry below --kubelet-root]
@@ -149,6 +194,8 @@ pub struct NodeConfig {
     pub node_id: String,
     /// What pods may do.
     pub policy: Policy,
+    /// How images come from registries.
+    pub pull: PullOptions,
     /// Where the plugin registers itself, if it does.
     pub registration: Option<RegistrationSettings>,
     /// Where probes and metrics are served, if anywhere.
@@ -203,6 +250,10 @@ impl NodeArgs {
                 expected: "auto, aufs or overlay",
             });
         }
+        let allow = allow_list(&self.allow_registry, faults);
+        let memory = duration("--credential-memory", &self.credential_memory, faults);
+        let abandoned_after = duration("--abandoned-after", &self.abandoned_after, faults);
+        let pull = self.pull.validate(environment, faults);
         let registration = (!self.no_registration).then(|| {
             let dir = match self.registration_dir {
                 Some(dir) => dir,
@@ -259,6 +310,12 @@ impl NodeArgs {
                 local_images,
                 union: union.ok()?,
             },
+            pull: pull.and_then(|mut pull| {
+                pull.registry.allow = allow;
+                pull.memory = memory?;
+                pull.abandoned_after = abandoned_after?;
+                Some(pull)
+            })?,
             registration: match registration {
                 Some(settings) => Some(settings?),
                 None => None,
@@ -326,6 +383,10 @@ mod tests {
             kubelet_root: PathBuf::from("/var/lib/kubelet/"),
             node_id: Some("node-a".to_owned()),
             allow_local_images: Vec::new(),
+            allow_registry: Vec::new(),
+            credential_memory: DEFAULT_CREDENTIAL_MEMORY.to_owned(),
+            abandoned_after: DEFAULT_ABANDONED_AFTER.to_owned(),
+            pull: PullArgs::default(),
             union: "auto".to_owned(),
             registration_dir: None,
             kubelet_endpoint: None,

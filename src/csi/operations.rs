@@ -115,7 +115,10 @@ impl Operations {
             };
             match operation {
                 // Whoever wants the volume gone means it, so that waits for its turn.
-                Operation::Unpublish(_) => drop(self.wait(&other, deadline).await?),
+                Operation::Unpublish(_) => {
+                    other.latest.give_up();
+                    drop(self.wait(&other, deadline).await?);
+                }
                 // Its caller tries again.
                 Operation::Publish(_) => {
                     return Err(status::in_progress(format!(
@@ -132,6 +135,8 @@ impl Operations {
     pub(super) async fn settle(&self, deadline: Instant) -> usize {
         let all: Vec<Arc<Running>> = self.lock().values().cloned().collect();
         for running in all {
+            // The image can come another time; what is mounted is mounted.
+            running.latest.give_up();
             let mut outcome = running.outcome.clone();
             // Either it ended or the time did; what is left is counted below.
             let _ = tokio::time::timeout_at(deadline, outcome.wait_for(Option::is_some)).await;
@@ -218,6 +223,7 @@ impl Operations {
 
     /// The operation's outcome, or why this call does not wait for it any longer.
     async fn wait(&self, running: &Running, deadline: Instant) -> Result<Outcome, Status> {
+        let _waiting = running.latest.wait();
         let mut outcome = running.outcome.clone();
         let mut stopping = self.stopping.clone();
         let stopped = async {

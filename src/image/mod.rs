@@ -94,6 +94,21 @@ pub trait ImageSource: Send + Sync + std::fmt::Debug {
         image: &Image,
         index: usize,
     ) -> Result<Box<dyn std::io::Read + Send>, SourceError>;
+
+    /// These layers of `image` are about to be opened, each once. What can be
+    /// begun now should be, and what cannot come at all refused.
+    fn prepare(&self, image: &Image, layers: &[usize]) -> Result<(), SourceError> {
+        let _ = (image, layers);
+        Ok(())
+    }
+
+    /// Whether a layer that the store has can stand for the one that an image of
+    /// this source names; else it has to come from the source, as proof that it
+    /// can.
+    fn may_reuse(&self, diff_id: &Digest) -> Result<bool, SourceError> {
+        let _ = diff_id;
+        Ok(true)
+    }
 }
 
 /// Opens a source that the operator named: its path is taken as it is, and
@@ -118,7 +133,7 @@ fn open_at(
 ) -> Result<Box<dyn ImageSource>, SourceError> {
     let name = source.to_string();
     match source {
-        Source::Registry(_) => Err(SourceError::Registry),
+        Source::Registry(_) => Err(SourceError::NotLocal),
         Source::OciDirectory { path, selector } => {
             let files = Files::directory(locate(path)?)?;
             Ok(Box::new(layout::Layout::open(

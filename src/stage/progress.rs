@@ -41,6 +41,16 @@ pub trait Progress: Send + Sync {
     /// Another phase begins.
     fn phase(&self, phase: Phase);
 
+    /// Whether anybody waits at this moment.
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
+    /// Whether nobody will wait any more, so that what can be left should be.
+    fn is_given_up(&self) -> bool {
+        false
+    }
+
     /// The image is being fetched from a registry, or whoever fetches it already
     /// is waited for.
     fn pulling(&self, _image: &str) {}
