@@ -24,11 +24,11 @@ pub enum Phase {
 pub struct Pulled {
     /// Digest of its manifest.
     pub digest: Digest,
-    /// Bytes of its layers as a registry has them.
+    /// Bytes that came over the network for it.
     pub bytes: u64,
     /// What it took, from being asked for.
     pub took: Duration,
-    /// Whether it was there before, and only the right to it was to be checked.
+    /// Whether it was there before, and at most the right to it was asked about.
     pub cached: bool,
 }
 
