@@ -9,7 +9,9 @@ use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
 use crate::image::platform::{Platform, PlatformChoice};
 use crate::image::registry::{Blob, RegistryError, Session};
-use crate::image::{Compression, Image, ImageSource, LayerDescriptor, SourceError, resolve};
+use crate::image::{
+    Compression, Image, ImageSource, LayerContent, LayerDescriptor, SourceError, resolve,
+};
 use crate::layer::ingest::{IngestError, LayerError};
 use crate::layer::store::{ImageRecord, StoreError};
 use crate::stage::StageError;
@@ -239,6 +241,8 @@ impl<'a> Stored<'a> {
                     diff_id: digest(&layer.diff_id)?,
                     size: layer.size,
                     compression: Compression::Sniff,
+                    // Nothing of it will be read.
+                    content: LayerContent::Tar,
                 })
             })
             .collect::<Option<_>>()?;

@@ -24,13 +24,19 @@ fn patience() -> Patience {
     }
 }
 
+/// What is fetched is of no interest here; nothing is.
+fn opened(settings: RegistrySettings) -> Arc<Registry> {
+    let blobs = tempfile::tempdir().unwrap();
+    Arc::new(Registry::new(settings, blobs.path(), "boot").unwrap())
+}
+
 fn registry_with(certs: Option<&Path>) -> Arc<Registry> {
     let settings = RegistrySettings {
         certs_dirs: certs.map(Path::to_owned).into_iter().collect(),
         patience: patience(),
         ..RegistrySettings::default()
     };
-    Arc::new(Registry::new(settings).unwrap())
+    opened(settings)
 }
 
 fn session(registry: &Arc<Registry>, host: &str, keys: &[(&str, Credential)]) -> Arc<Session> {
@@ -164,7 +170,7 @@ fn what_the_operator_does_not_allow_is_not_even_connected_to() {
         allow: AllowList::new(vec!["ghcr.io".parse().unwrap()]),
         ..RegistrySettings::default()
     };
-    let registry = Arc::new(Registry::new(settings).unwrap());
+    let registry = opened(settings);
     let name = format!("{}/team/app", server.host).parse().unwrap();
     let keys = Arc::new(Fixed(Vec::new()));
     let error = registry.session_with(&name, keys).unwrap_err();
@@ -259,7 +265,7 @@ fn a_proxy_is_asked_for_what_is_not_excepted() {
         ..RegistrySettings::default()
     };
     assert!(!format!("{settings:?}").contains("hunter2"));
-    let registry = Arc::new(Registry::new(settings).unwrap());
+    let registry = opened(settings);
     session(&registry, "reg.example", &[]).head(&tag()).unwrap();
     let seen = proxy.seen();
     assert_eq!(
