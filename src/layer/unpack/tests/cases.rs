@@ -235,6 +235,8 @@ fn every_case_of_the_format_has_its_natural_form() {
                 "2 link x",
                 "3 implied real",
                 "3 dir real/y",
+                "4 passed a/b",
+                "4 passed a",
                 "4 file real/y/f",
             ],
         ),
