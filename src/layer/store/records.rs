@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 /// Version of the way in which branches are written; part of every id, so that
 /// a mended bug does not live on in old directories.
-const BRANCH_VERSION: u32 = 3;
+const BRANCH_VERSION: u32 = 4;
 
 /// Name of a branch on disk: 32 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
