@@ -199,6 +199,11 @@ const RULES: &[Rule] = &[
         allowed: &[],
     },
     Rule {
+        part: "layer/digest",
+        forbidden: &["std::fs", "std::io", "std::path", "rustix", "crate::layer"],
+        allowed: &["crate::layer::digest"],
+    },
+    Rule {
         part: "layer/archive",
         forbidden: &[
             "std::fs",
@@ -223,6 +228,7 @@ const RULES: &[Rule] = &[
             "crate::layer::ingest",
             "crate::layer::archive",
             "crate::layer::decompress",
+            "crate::layer::digest",
             "crate::layer::limits",
             "crate::layer::EntrySink",
             "rustix::time",
@@ -570,6 +576,27 @@ fn libraries_stop_where_the_table_says() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     // A library that is found nowhere is misspelt, or gone.
     assert_eq!(seen, vec![true; OWNED.len()]);
+}
+
+/// Files that may have `unsafe` in them, each with its decision in docs/adr.
+const UNSAFE: &[&str] = &[
+    "host/linux/raw.rs",
+    "layer/decompress/isal.rs",
+    "layer/digest/two.rs",
+];
+
+#[test]
+fn unsafe_code_is_where_it_was_decided() {
+    let mut found: Vec<String> = Vec::new();
+    for (path, text) in sources() {
+        let code = text
+            .lines()
+            .map(|line| line.split("//").next().unwrap_or_default());
+        if code.flat_map(words).any(|word| word == "unsafe") {
+            found.push(path.to_str().unwrap().to_owned());
+        }
+    }
+    assert_eq!(found, UNSAFE);
 }
 
 #[test]
