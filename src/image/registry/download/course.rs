@@ -288,3 +288,99 @@ impl Pace {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn again(after: Option<u64>) -> BlobFault {
+        let after = after.map(Duration::from_secs);
+        let error = RegistryError::Cancelled;
+        BlobFault::Again { after, error }
+    }
+
+    fn gone() -> BlobFault {
+        BlobFault::Elsewhere(RegistryError::Cancelled)
+    }
+
+    /// Which place is asked next, and after how many milliseconds at most.
+    fn step(course: &mut Course, fault: BlobFault, now: Instant) -> Option<(usize, u128)> {
+        match course.after(fault, now, 1.0, false).1 {
+            Step::Ask { place, wait, .. } => Some((place, wait.as_millis())),
+            Step::Fail(_) => None,
+        }
+    }
+
+    #[test]
+    fn waits_double_up_to_a_bound_until_something_comes() {
+        let now = Instant::now();
+        let mut course = Course::new([false]);
+        let mut waits = || step(&mut course, again(None), now).unwrap().1;
+        let found: Vec<u128> = (0..11).map(|_| waits()).collect();
+        let doubled = [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600];
+        assert_eq!(found[..9], doubled);
+        assert_eq!(found[9..], [30_000, 30_000]);
+        // A byte is not enough.
+        course.progressed(1);
+        assert_eq!(step(&mut course, again(None), now), Some((0, 30_000)));
+        course.progressed(FORGIVEN_AFTER);
+        assert_eq!(step(&mut course, again(None), now), Some((0, 100)));
+        // Anything up to that is waited.
+        assert_eq!(backoff(3, 0.0), Duration::ZERO);
+        assert_eq!(backoff(3, 0.5), Duration::from_millis(400));
+    }
+
+    #[test]
+    fn places_take_turns_and_those_to_be_avoided_come_last() {
+        let now = Instant::now();
+        let mut course = Course::new([true, false, false]);
+        assert_eq!(course.current(), 1);
+        let mut places = Vec::new();
+        for _ in 0..9 {
+            places.push(step(&mut course, again(None), now).unwrap().0);
+        }
+        assert_eq!(places, [1, 1, 2, 2, 2, 1, 2, 1, 2]);
+        // Only the one that is to be avoided is left.
+        assert_eq!(step(&mut course, gone(), now), Some((1, 0)));
+        assert_eq!(step(&mut course, gone(), now), Some((0, 0)));
+        assert_eq!(step(&mut course, gone(), now), None);
+    }
+
+    #[test]
+    fn who_said_when_is_asked_then() {
+        let now = Instant::now();
+        let mut course = Course::new([false, false]);
+        assert_eq!(step(&mut course, again(Some(50)), now), Some((1, 0)));
+        // Both did: the first that may be asked, and nobody before.
+        assert_eq!(step(&mut course, again(Some(90)), now), Some((0, 50_200)));
+        let later = now + Duration::from_secs(60);
+        assert_eq!(step(&mut course, again(Some(7200)), later).unwrap().0, 1);
+        let capped = Course::new([false])
+            .after(again(Some(7200)), now, 0.0, false)
+            .1;
+        let Step::Ask { wait, asked, .. } = capped else {
+            panic!("{capped:?}");
+        };
+        assert_eq!((wait, asked), (LONGEST_RETRY_AFTER, LONGEST_RETRY_AFTER));
+    }
+
+    #[test]
+    fn a_place_that_cannot_continue_is_asked_for_the_whole_once() {
+        let now = Instant::now();
+        let refused = || BlobFault::Range(RegistryError::Cancelled);
+        let mut course = Course::new([false]);
+        assert_eq!(step(&mut course, refused(), now), Some((0, 0)));
+        assert!(course.is_from_zero(0));
+        assert!(matches!(
+            course.after(refused(), now, 0.0, true).1,
+            Step::Fail(_)
+        ));
+        // And not for ever, where it is never read further than before.
+        let mut course = Course::new([false]);
+        for _ in 0..FRUITLESS {
+            assert!(step(&mut course, again(None), now).is_some());
+            course.was_fruitless();
+        }
+        assert_eq!(step(&mut course, again(None), now), None);
+    }
+}
