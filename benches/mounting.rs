@@ -12,6 +12,7 @@ mod support;
 use aufs_csi::host::linux::LinuxHost;
 use aufs_csi::host::{Host, MountCall};
 use aufs_csi::image::reference::Source;
+use aufs_csi::pull::PullPolicy;
 use aufs_csi::stage::StageOptions;
 use aufs_csi::union::probe::UnionRequest;
 use aufs_csi::union::{Features, MountPlan, MountStep};
@@ -70,7 +71,13 @@ fn compare() -> Result<ExitCode> {
         Arc::new(LinuxHost),
     )?;
     let features = volumes.probe()?.features();
-    volumes.stage(&source, None, UnionRequest::Overlay, PullPolicy::Always, &())?;
+    volumes.stage(
+        &source,
+        None,
+        UnionRequest::Overlay,
+        PullPolicy::Always,
+        &(),
+    )?;
 
     println!("\noverlay of {LAYERS} layers, µs of {count} mounts in turn with as many bare ones");
     println!(

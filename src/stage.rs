@@ -128,8 +128,8 @@ impl Stager<'_> {
             .put_form(new_record(&image), format.name(), form.clone())
             .map_err(StageError::Store)?;
         self.store
-                .note(name, &platform.to_string(), &manifest)
-                .map_err(StageError::Store)?;
+            .note(name, &platform.to_string(), &manifest)
+            .map_err(StageError::Store)?;
         Ok(StagedImage {
             image: record,
             form,
@@ -163,7 +163,10 @@ impl Stager<'_> {
         let mut stored: HashMap<String, BranchRecord> = HashMap::new();
         for branch in self.store.branches().map_err(StageError::Store)? {
             if let Some(diff_id) = branch.diff_id.clone()
-                && image.layers.iter().any(|layer| layer.diff_id.to_string() == diff_id)
+                && image
+                    .layers
+                    .iter()
+                    .any(|layer| layer.diff_id.to_string() == diff_id)
             {
                 // Any form has the index; one that was only added to can be copied.
                 let entry = stored.entry(diff_id).or_insert_with(|| branch.clone());
@@ -176,7 +179,9 @@ impl Stager<'_> {
         for (number, layer) in image.layers.iter().enumerate() {
             let diff_id = layer.diff_id.to_string();
             if stored.contains_key(&diff_id)
-                && !source.may_reuse(&layer.diff_id).map_err(StageError::Source)?
+                && !source
+                    .may_reuse(&layer.diff_id)
+                    .map_err(StageError::Source)?
             {
                 stored.remove(&diff_id);
             }
@@ -398,7 +403,10 @@ impl Stager<'_> {
 /// Whether every layer of an image may be the one that the store has.
 fn may_reuse_all(source: &dyn ImageSource, image: &Image) -> Result<bool, StageError> {
     for layer in &image.layers {
-        if !source.may_reuse(&layer.diff_id).map_err(StageError::Source)? {
+        if !source
+            .may_reuse(&layer.diff_id)
+            .map_err(StageError::Source)?
+        {
             return Ok(false);
         }
     }

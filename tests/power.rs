@@ -13,6 +13,7 @@ mod support;
 
 use aufs_csi::host::linux::LinuxHost;
 use aufs_csi::image::reference::Source;
+use aufs_csi::pull::PullPolicy;
 use aufs_csi::stage::StageOptions;
 use aufs_csi::volume::{Owner, PublishRequest, VolumeOptions, Volumes};
 use std::collections::{BTreeMap, BTreeSet};

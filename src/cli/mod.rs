@@ -54,7 +54,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Node(node::Args),
+    Node(Box<node::Args>),
     Check(check::Args),
     Stage(stage::Args),
     Mount(mount::Args),

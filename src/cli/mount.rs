@@ -39,12 +39,7 @@ pub(super) struct Args {
     volume_id: Option<String>,
     /// When an image of a registry is pulled: always, missing or never.
     /// [default: always for a tag latest or none, else missing]
-    #[arg(
-        long,
-        env = "AUFS_CSI_PULL",
-        hide_env_values = true,
-        value_enum
-    )]
+    #[arg(long, env = "AUFS_CSI_PULL", hide_env_values = true, value_enum)]
     pull: Option<Pull>,
     #[command(flatten)]
     choice: Choice,

@@ -3,12 +3,12 @@
 use super::output::{self, OutputArgs};
 use super::progress::Shown;
 use super::{CliError, images};
+use crate::config::{CommandCredentialArgs, ConfigFault, Environment, PullArgs};
 use crate::image::platform::Platform;
 use crate::image::reference::Source;
 use crate::layer::store::BranchId;
 use crate::pull::PullPolicy;
 use crate::union::probe::UnionRequest;
-use crate::config::{CommandCredentialArgs, ConfigFault, Environment, PullArgs};
 use crate::volume::{PullOptions, Volumes};
 use serde::Serialize;
 

@@ -96,7 +96,10 @@ impl PullArgs {
             .and_then(|path| directory("--ca-bundle", Some(path), "", faults));
         for (option, number) in [
             ("--max-downloads", self.max_downloads),
-            ("--max-downloads-per-registry", self.max_downloads_per_registry),
+            (
+                "--max-downloads-per-registry",
+                self.max_downloads_per_registry,
+            ),
         ] {
             if number == 0 {
                 faults.push(ConfigFault::Value {
@@ -228,10 +231,7 @@ mod tests {
         let environment = |name: &str| (name == "HTTPS_PROXY").then(|| "ftp://proxy".to_owned());
         assert!(args.validate(&environment, &mut faults).is_none());
         assert_eq!(faults.len(), 5, "{faults:?}");
-        allow_list(
-            &["https://registry".to_owned(), String::new()],
-            &mut faults,
-        );
+        allow_list(&["https://registry".to_owned(), String::new()], &mut faults);
         assert!(matches!(faults.last(), Some(ConfigFault::Pattern(_))));
         assert_eq!(allow_list(&[String::new()], &mut faults), AllowList::all());
     }

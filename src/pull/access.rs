@@ -311,10 +311,8 @@ fn make_key(dir: &Path, path: &Path) -> io::Result<[u8; 32]> {
     let mut key = [0; 32];
     let mut filled = 0;
     while filled < key.len() {
-        filled += rustix::rand::getrandom(
-            &mut key[filled..],
-            rustix::rand::GetRandomFlags::empty(),
-        )?;
+        filled +=
+            rustix::rand::getrandom(&mut key[filled..], rustix::rand::GetRandomFlags::empty())?;
     }
     let temporary = dir.join(format!("key.{}", crate::layer::store::unique()));
     let mut file = File::options()
@@ -373,7 +371,11 @@ mod tests {
         assert!(!accepts(&book, "r/ab", &right));
         assert!(!book.accepts("r/a", &[]).unwrap());
         // Another process knows it too, and one that remembers nothing does not.
-        assert!(accepts(&Book::open(root.path(), DAY).unwrap(), "r/a", &right));
+        assert!(accepts(
+            &Book::open(root.path(), DAY).unwrap(),
+            "r/a",
+            &right
+        ));
         let short = Book::open(root.path(), Duration::ZERO).unwrap();
         short.note_accepted("r/b", &right).unwrap();
         assert!(!accepts(&book, "r/b", &right));
@@ -384,10 +386,18 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let book = Book::open(root.path(), DAY).unwrap();
         let provider = |password| credential(Origin::Provider("cloud".to_owned()), password);
-        book.note_accepted("r/a", &provider("of nine o'clock")).unwrap();
+        book.note_accepted("r/a", &provider("of nine o'clock"))
+            .unwrap();
         assert!(book.accepts("r/a", &[provider("of ten o'clock")]).unwrap());
-        assert!(book.accepts("r/a", &[credential(Origin::Node, "x")]).unwrap());
-        assert!(!book.accepts("r/a", &[credential(Origin::Pod, "of nine o'clock")]).unwrap());
+        assert!(
+            book.accepts("r/a", &[credential(Origin::Node, "x")])
+                .unwrap()
+        );
+        assert!(
+            !book
+                .accepts("r/a", &[credential(Origin::Pod, "of nine o'clock")])
+                .unwrap()
+        );
         assert!(!book.accepts("r/b", &[provider("of ten o'clock")]).unwrap());
     }
 
@@ -463,10 +473,14 @@ mod tests {
         let right = credential(Origin::Pod, "right");
         book.note_accepted("r/a", &right).unwrap();
         book.note_public("r/b").unwrap();
-        book.note_delivered("r/a", &["sha256:l".to_owned()]).unwrap();
+        book.note_delivered("r/a", &["sha256:l".to_owned()])
+            .unwrap();
         for entry in fs::read_dir(root.path().join("access")).unwrap() {
             let path = entry.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "json") {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+            {
                 fs::write(path, b"{\"repos").unwrap();
             }
         }
@@ -481,7 +495,10 @@ mod tests {
         let keys: Vec<[u8; 32]> = std::thread::scope(|scope| {
             let open = || Book::open(root.path(), DAY).unwrap().key;
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
         });
         assert!(keys.iter().all(|key| key == &keys[0] && key != &[0; 32]));
         fs::write(root.path().join("access/key"), b"short").unwrap();

@@ -237,9 +237,7 @@ where
 }
 
 /// The map is whole after every statement, whoever panicked.
-fn lock<K, T>(
-    running: &Mutex<HashMap<K, Arc<Job<T>>>>,
-) -> MutexGuard<'_, HashMap<K, Arc<Job<T>>>> {
+fn lock<K, T>(running: &Mutex<HashMap<K, Arc<Job<T>>>>) -> MutexGuard<'_, HashMap<K, Arc<Job<T>>>> {
     running.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -353,7 +351,9 @@ mod tests {
     fn many_wait_for_one_job() {
         let jobs: Arc<Jobs<u8, u32>> = Arc::new(Jobs::new(LONG));
         let (go, gone) = channel::<()>();
-        let (part, job) = jobs.enter(&7, move |_| gone.recv().map_or(0, |()| 42)).unwrap();
+        let (part, job) = jobs
+            .enter(&7, move |_| gone.recv().map_or(0, |()| 42))
+            .unwrap();
         assert_eq!(part, Part::Began);
         let threads: Vec<_> = (0..49)
             .map(|_| {

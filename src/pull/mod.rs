@@ -245,7 +245,7 @@ impl Puller {
     ) -> Result<Found, Arc<PullError>> {
         let began = Instant::now();
         let asking = Asking::new(&self.inner, want).map_err(Arc::new)?;
-        if let Some(image) = asking.from_store(progress).map_err(Arc::new)? {
+        if let Some(image) = asking.as_stored(progress).map_err(Arc::new)? {
             return Ok(Found {
                 image,
                 fetched: 0,
@@ -379,7 +379,7 @@ impl<'a> Asking<'a> {
     }
 
     /// The image as the store has it, where that will do.
-    fn from_store(&self, progress: &dyn Progress) -> Result<Option<StagedImage>, PullError> {
+    fn as_stored(&self, progress: &dyn Progress) -> Result<Option<StagedImage>, PullError> {
         let policy = self.want.policy;
         if policy == PullPolicy::Always {
             return Ok(None);
@@ -454,10 +454,7 @@ impl<'a> Asking<'a> {
             Public::Stale | Public::No => {}
         }
         let name = self.want.name;
-        let credentials = self
-            .want
-            .keyring
-            .lookup(name.registry(), name.repository());
+        let credentials = self.want.keyring.lookup(name.registry(), name.repository());
         book.accepts(&self.repository, &credentials)
             .map_err(PullError::Store)
     }
@@ -564,9 +561,7 @@ impl<'a> Asking<'a> {
         );
         match staged {
             Ok(image) => Ok(Some(image)),
-            Err(error) if find(&error).is_some_and(is_not_stored) => {
-                Ok(None)
-            }
+            Err(error) if find(&error).is_some_and(is_not_stored) => Ok(None),
             Err(error) => Err(PullError::Stage(error)),
         }
     }
@@ -649,30 +644,14 @@ impl Job {
                 Ok((image, bytes))
             }
             Err(error) => {
-                if error.is_out_of_space() || is_broken(&error) {
+                if error.is_out_of_space() {
                     source.remove_blobs();
                 }
+                source.refuse(&error);
                 Err(PullError::Stage(error))
             }
         }
     }
-}
-
-/// Whether what was fetched is of no use to the next try.
-fn is_broken(error: &StageError) -> bool {
-    use crate::layer::ingest::{IngestError, LayerError};
-    matches!(
-        error,
-        StageError::Ingest(IngestError::Layer {
-            source: LayerError::BlobDigest { .. }
-                | LayerError::DiffId { .. }
-                | LayerError::Decompress { .. }
-                | LayerError::Archive { .. }
-                | LayerError::BlobTooLong { .. }
-                | LayerError::BlobTooShort { .. },
-            ..
-        })
-    )
 }
 
 /// A number of places for work that takes memory.

@@ -4,7 +4,7 @@
 use super::LOOK_EVERY;
 use super::access::Book;
 use super::jobs::Handle;
-use crate::chain::Chain;
+use crate::chain::{Chain, find};
 use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
 use crate::image::platform::{Platform, PlatformChoice};
@@ -14,7 +14,7 @@ use crate::image::{
 };
 use crate::layer::ingest::{IngestError, LayerError};
 use crate::layer::store::{ImageRecord, StoreError};
-use crate::stage::StageError;
+use crate::stage::{StageError, TakeError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -117,38 +117,59 @@ impl<'a> Remote<'a> {
     /// After a failure: whether it was the fault of a blob that came broken, which
     /// will now come from elsewhere. Each gets one such chance.
     pub(super) fn fetch_again(&self, error: &StageError) -> bool {
-        let StageError::Ingest(IngestError::Layer { index, source, .. }) = error else {
-            return false;
-        };
-        let of_content = matches!(
-            source,
-            LayerError::BlobDigest { .. }
-                | LayerError::BlobTooLong { .. }
-                | LayerError::BlobTooShort { .. }
-                | LayerError::DiffId { .. }
-                | LayerError::Decompress { .. }
-                | LayerError::Archive { .. }
-                | LayerError::UnpackedBytes { .. }
-                | LayerError::Ratio { .. }
-                | LayerError::Consumer { .. }
-        );
-        if !of_content {
-            return false;
-        }
-        let Some(blob) = self.blobs().by_layer.get(index).cloned() else {
+        let Some((index, blob)) = self.blamed(error) else {
             return false;
         };
         // What is just as it was pushed will be no better the next time.
-        if is_sound(&blob) || !self.blobs().again.insert(*index) {
+        if is_sound(&blob) || !self.blobs().again.insert(index) {
             return false;
         }
         tracing::warn!(
             layer = index + 1,
-            error = %Chain(source),
+            hosts = blob.hosts(),
+            error = %Chain(error),
             "a layer came broken and is fetched once more"
         );
         blob.discard();
         true
+    }
+
+    /// After the last failure: a blob whose bytes are to blame is found by nobody
+    /// else.
+    pub(super) fn refuse(&self, error: &StageError) {
+        if let Some((_, blob)) = self.blamed(error) {
+            blob.refuse();
+        }
+    }
+
+    /// The layer whose bytes may be to blame for a failure.
+    fn blamed(&self, error: &StageError) -> Option<(usize, Arc<Blob>)> {
+        let StageError::Ingest(IngestError::Layer { index, source, .. }) = error else {
+            return None;
+        };
+        let of_content = match source {
+            LayerError::BlobDigest { .. }
+            | LayerError::BlobTooLong { .. }
+            | LayerError::BlobTooShort { .. }
+            | LayerError::DiffId { .. }
+            | LayerError::Decompress { .. }
+            | LayerError::Archive { .. }
+            | LayerError::UnpackedBytes { .. }
+            | LayerError::Ratio { .. }
+            | LayerError::Consumer {
+                source: TakeError::Unpack(_),
+            } => true,
+            // A download that went on with an earlier one's bytes says so itself.
+            LayerError::Read { .. } => {
+                matches!(find(source), Some(RegistryError::Digest { .. }))
+            }
+            _ => false,
+        };
+        if !of_content {
+            return None;
+        }
+        let blob = self.blobs().by_layer.get(index).cloned();
+        blob.map(|blob| (*index, blob))
     }
 
     /// Begins to fetch those layers that are not being fetched yet.
@@ -169,7 +190,9 @@ impl<'a> Remote<'a> {
             wanted.push((digest, size));
         }
         let fetched = self.session.fetch(&wanted)?;
-        self.blobs().by_layer.extend(missing.into_iter().zip(fetched));
+        self.blobs()
+            .by_layer
+            .extend(missing.into_iter().zip(fetched));
         Ok(())
     }
 }
@@ -181,11 +204,7 @@ impl ImageSource for Remote<'_> {
         Ok(resolved.into_image(self.name.clone()))
     }
 
-    fn open_layer(
-        &self,
-        image: &Image,
-        index: usize,
-    ) -> Result<Box<dyn Read + Send>, SourceError> {
+    fn open_layer(&self, image: &Image, index: usize) -> Result<Box<dyn Read + Send>, SourceError> {
         self.fetch(image, &[index])?;
         let blobs = self.blobs();
         let blob = blobs.by_layer.get(&index).ok_or(SourceError::NotStored)?;

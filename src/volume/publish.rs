@@ -1,8 +1,8 @@
 //! From a request to a mount; and, for a volume that was mounted before, to the
 //! same mount again.
 
-use super::record::{self, RECORD_VERSION, VolumeRecord, VolumeState};
 use super::pulls::Asker;
+use super::record::{self, RECORD_VERSION, VolumeRecord, VolumeState};
 use super::unpublish::Target;
 use super::{
     PublishRequest, Published, VolumeError, Volumes, canonical, lock::VolumeLock, make_dir,

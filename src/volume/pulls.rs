@@ -2,14 +2,16 @@
 
 use super::{Owner, PublishRequest, VolumeError};
 use crate::chain::Chain;
-use crate::image::credentials::{CommandCredentials, CredentialError, CredentialSettings, Keyring, NodeCredentials};
+use crate::image::credentials::{
+    CommandCredentials, CredentialError, CredentialSettings, Keyring, NodeCredentials,
+};
 use crate::image::digest::Digest;
 use crate::image::platform::PlatformChoice;
 use crate::image::reference::{ImageName, Source};
 use crate::image::registry::{Registry, RegistryError, RegistrySettings, Retry};
 use crate::layer::seal::Format;
 use crate::layer::store::Store;
-use crate::pull::{PullError, PullPolicy, Promises, Puller, Staging, Want};
+use crate::pull::{Promises, PullError, PullPolicy, Puller, Staging, Want};
 use crate::secret::Secret;
 use crate::stage::{Progress, Pulled, StagedImage, Stager};
 use crate::telemetry;
@@ -215,7 +217,8 @@ impl Pulls {
             Some(request) if !is_persons => running.keyring(&request.pull.secrets),
             _ => Keyring::command(&running.command, &[name.registry()]),
         };
-        let keyring = keyring.map_err(|error| failed_once(PullError::Registry(unreadable(&error))))?;
+        let keyring =
+            keyring.map_err(|error| failed_once(PullError::Registry(unreadable(&error))))?;
         let promised = match (was, volume) {
             (Some(was), _) => was.parse().ok(),
             (None, Some(request)) => self

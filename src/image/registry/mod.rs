@@ -201,7 +201,10 @@ impl Registry {
 
     /// Removes what was fetched and has not been wanted for `age`.
     pub fn expire(&self, age: Duration) -> Result<usize, RegistryError> {
-        self.downloads.spools().expire(age).map_err(RegistryError::Disk)
+        self.downloads
+            .spools()
+            .expire(age)
+            .map_err(RegistryError::Disk)
     }
 
     /// Runs to its end what waits for the network. Not for threads of a runtime.

@@ -2,7 +2,7 @@
 //!
 //! Every call of the decoder copies 32 KiB of history in and out again, and the
 //! safe reader of the `isal` crate calls it for every 16 KiB of input. So the
-//! decoder itself is called here (ADR 12), which is a fourteenth faster. Traits
+//! decoder itself is called here (ADR 14), which is a fourteenth faster. Traits
 //! of it that shape what is here:
 //! - It forgets the flags of a member's header where its input ends in one, so
 //!   every step gets all the input that there is, or [`LOW`]. What is still

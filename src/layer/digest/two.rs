@@ -2,7 +2,7 @@
 //! instructions. See [`super`] for why.
 //!
 //! It is own code because the `sha2` crate has only the function for one stream
-//! (ADR 12). Everything but the call itself is safe Rust: the intrinsics work
+//! (ADR 14). Everything but the call itself is safe Rust: the intrinsics work
 //! on values, and no pointer is involved.
 #![cfg_attr(
     target_arch = "x86_64",
