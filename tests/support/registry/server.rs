@@ -210,7 +210,11 @@ impl Drop for Registry {
             let asked = |line: &&str| line.starts_with("127.0.0.1 ");
             let mut lines: Vec<&str> = log.lines().rev().filter(asked).take(20).collect();
             lines.reverse();
-            println!("what {} was last asked:\n{}", self.address, lines.join("\n"));
+            println!(
+                "what {} was last asked:\n{}",
+                self.address,
+                lines.join("\n")
+            );
         }
     }
 }
