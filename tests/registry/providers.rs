@@ -1,12 +1,14 @@
 //! Credential providers: the programs that a node's kubelet has for registries
 //! whose passwords last for hours.
 
+use super::in_time;
 use super::registry::server::{Auth, PASSWORD, Registry, USER};
 use super::site::{Site, layers, push};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tonic::Code;
 
 /// A provider that answers with a file and counts how often it is asked.
@@ -133,10 +135,16 @@ async fn a_provider_whose_password_is_wrong_is_named_and_asked_again() {
     let mut own = volume.clone().with_login(locked.address(), USER, PASSWORD);
     site.ready(&mut own).await;
     site.kubelet.delete(&mut own).await;
-    // It is right again at once, for its answers were not to be kept.
+    // It comes right again. One that failed is left alone for a while.
     provider.knows(locked.address(), PASSWORD, "0s");
     let mut volume = volume.with("pullPolicy", "Always");
-    site.ready(&mut volume).await;
+    in_time("the provider's password", async {
+        while let Err(status) = site.kubelet.set_up(&mut volume).await {
+            assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
     pushed.is_at("with the provider's", &volume);
     assert!(!site.driver.log().contains("planted"));
     site.end(volume).await;
