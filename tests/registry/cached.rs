@@ -2,8 +2,7 @@
 
 use super::registry::http::request;
 use super::registry::proxy::{Fault, Gate, On, Proxy};
-use super::registry::server::{Auth, PASSWORD, Registry, USER};
-use super::registry::tokens::TokenServer;
+use super::registry::server::{Auth, PASSWORD, Registry, Setup, USER};
 use super::site::{Site, layers, push};
 use super::support::oci_layout::OciLayout;
 use super::support::tarball::{Compression, tars};
@@ -230,32 +229,39 @@ async fn a_layer_of_a_public_image_is_used_by_all_without_fetching_it_again() {
 
 #[tokio::test]
 async fn a_repository_that_is_closed_is_closed_to_who_asks_from_then_on() {
-    let tokens = TokenServer::start();
-    tokens.account("ann", "her-password", &["cached/closing"]);
-    tokens.public("cached/closing");
-    let open = Registry::open();
+    let mut open = Registry::open();
     let pushed = push(&open, "cached/closing:1", layers(808, 2, 30_000));
-    let locked = open.with_auth(tokens.auth());
-    let host = locked.address();
+    let host = open.address().to_owned();
     let site = Site::start().await;
-    let pod = || {
-        site.kubelet
-            .volume(&pushed.at(host))
-            .with("pullPolicy", "Always")
+    let pod = |policy: &str| {
+        let volume = site.kubelet.volume(&pushed.at(&host));
+        volume.with("pullPolicy", policy)
     };
-    let mut first = pod();
+    let mut first = pod("Always");
     site.ready(&mut first).await;
-    tokens.close("cached/closing");
-    let status = site.refused(&mut pod()).await;
+    open.stop();
+    let _locked = Registry::start(Setup {
+        auth: Auth::Basic,
+        storage: Some(open.storage().to_owned()),
+        address: Some(host.clone()),
+        ..Setup::default()
+    });
+    // Who does not ask yet cannot know.
+    let mut second = pod("IfNotPresent");
+    site.ready(&mut second).await;
+    let status = site.refused(&mut pod("Always")).await;
     assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
-    // It was seen to be closed, so that even who would not ask has to.
-    let mut later = site.kubelet.volume(&pushed.at(host));
-    let status = site.refused(&mut later).await;
+    // By now it was seen to be closed, so that even who would not ask has to.
+    let status = site.refused(&mut pod("IfNotPresent")).await;
     assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
-    let mut ann = pod().with_login(host, "ann", "her-password");
-    site.ready(&mut ann).await;
-    site.kubelet.delete(&mut ann).await;
-    site.end(first).await;
+    let status = site.refused(&mut pod("Never")).await;
+    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+    let mut known = pod("Always").with_login(&host, USER, PASSWORD);
+    site.ready(&mut known).await;
+    for mut volume in [first, second, known] {
+        site.kubelet.delete(&mut volume).await;
+    }
+    site.node.has_no_volumes("afterwards");
 }
 
 #[tokio::test]

@@ -79,6 +79,30 @@ async fn a_certificate_may_be_not_verified_where_the_node_says_so() {
     desk.stage(&["--certs-dir", certs.to_str().unwrap(), &pushed.at(host)]);
 }
 
+#[test]
+fn a_certificate_is_shown_to_who_wants_one() {
+    let (dir, certs) = certs();
+    let authority = Authority::new(dir.path());
+    let open = Registry::open();
+    let pushed = push(&open, "hosts/client:1", layers(203, 1, 20_000));
+    let secure = Registry::start(Setup {
+        tls: Some(authority.server("server")),
+        clients: Some(authority.own.certificate.clone()),
+        storage: Some(open.storage().to_owned()),
+        ..Setup::default()
+    });
+    let host = secure.address();
+    let (ca, client) = (&authority.own.certificate, authority.client("client"));
+    let desk = Desk::new();
+    let arguments = ["--certs-dir", certs.to_str().unwrap(), &pushed.at(host)];
+    let text = format!("server = \"https://{host}\"\nca = {ca:?}\n");
+    configure(&certs, host, &text);
+    desk.fails(&arguments);
+    let own = format!("client = [[{:?}, {:?}]]\n", client.certificate, client.key);
+    configure(&certs, host, &(text + &own));
+    desk.stage(&arguments);
+}
+
 /// A mirror and the registry that it mirrors, each with a proxy before it, and a
 /// registry of this name configured with both.
 struct Mirrored {

@@ -3,19 +3,20 @@
 //! kubelet talks to it.
 //!
 //! ```text
-//! harness   that the registry, the token server and the proxy do what they say
-//! site      a node whose plugin pulls; images in registries
-//! forms     what registries hold, and what becomes of it
-//! private   credentials: right, wrong, missing, over
-//! hosts     the node's configuration of registries: mirrors, authorities
-//! resumed   connections that break
-//! faults    answers that are wrong, late or elsewhere
-//! together  many pods at once
-//! killed    pulls that nobody waits for to the end
-//! full      a store without space
-//! policy    when the registry is asked, and what is kept
-//! cached    who may have what is on the node
-//! secrets   that a secret reaches nothing but its registry
+//! harness    that the registry, the token server and the proxy do what they say
+//! site       a node whose plugin pulls; images in registries
+//! forms      what registries hold, and what becomes of it
+//! private    credentials: right, wrong, missing, over
+//! providers  the programs of the node's kubelet
+//! hosts      the node's configuration of registries: mirrors, authorities
+//! resumed    connections that break
+//! faults     answers that are wrong, late or elsewhere
+//! together   many pods at once
+//! killed     pulls that nobody waits for to the end
+//! full       a store without space
+//! policy     when the registry is asked, and what is kept
+//! cached     who may have what is on the node
+//! secrets    that a secret reaches nothing but its registry
 //! ```
 //!
 //! Needs root, and fails without.
@@ -50,6 +51,7 @@ mod hosts;
 mod killed;
 mod policy;
 mod private;
+mod providers;
 mod resumed;
 mod secrets;
 mod site;

@@ -185,13 +185,15 @@ impl Site {
         ready(&self.kubelet, volume).await;
     }
 
-    /// The pod's one attempt fails with this.
+    /// The pod's one attempt fails with this. Where nothing is left of it, it goes.
     pub(crate) async fn refused(&self, volume: &mut Volume) -> Status {
-        let image = volume.attributes[0].1.clone();
-        match self.kubelet.set_up(volume).await {
-            Err(status) => status,
-            Ok(()) => panic!("{image} was given"),
+        let Err(status) = self.kubelet.set_up(volume).await else {
+            panic!("{} was given", volume.attributes[0].1);
+        };
+        if volume.state == State::Unmounted {
+            volume.remove_pod_dir().unwrap();
         }
+        status
     }
 
     /// The pods' volumes at once.

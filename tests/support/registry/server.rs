@@ -36,6 +36,8 @@ pub enum Auth {
 pub struct Setup {
     pub auth: Auth,
     pub tls: Option<Certificate>,
+    /// Whose certificates clients have to show, beside TLS.
+    pub clients: Option<PathBuf>,
     /// What another registry has, instead of nothing.
     pub storage: Option<PathBuf>,
     /// Where it answers, instead of any free port.
@@ -158,8 +160,12 @@ impl Registry {
             self.storage
         );
         if let Some(Certificate { certificate, key }) = &self.setup.tls {
+            let clients = match &self.setup.clients {
+                Some(authority) => format!(", clientcas: [{authority:?}]"),
+                None => String::new(),
+            };
             text.push_str(&format!(
-                "  tls: {{certificate: {certificate:?}, key: {key:?}}}\n"
+                "  tls: {{certificate: {certificate:?}, key: {key:?}{clients}}}\n"
             ));
         }
         match &self.setup.auth {

@@ -141,19 +141,9 @@ impl TokenServer {
         account.unwrap().identity = Some(token.to_owned());
     }
 
-    /// Takes an account away.
-    pub fn remove(&self, user: &str) {
-        self.state().accounts.retain(|one| one.user != user);
-    }
-
     /// A repository that everybody may pull.
     pub fn public(&self, repository: &str) {
         self.state().public.push(repository.to_owned());
-    }
-
-    /// Not everybody's any more.
-    pub fn close(&self, repository: &str) {
-        self.state().public.retain(|one| one != repository);
     }
 
     /// What is given from now on.
