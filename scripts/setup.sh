@@ -18,6 +18,10 @@ gunzip          gzip
 unzstd          zstd
 umoci           umoci
 skopeo          skopeo
+buildah         buildah
+docker-registry docker-registry
+openssl         openssl
+curl            curl
 getfattr        attr
 getfacl         acl
 unshare         util-linux
@@ -43,6 +47,7 @@ gunzip          gzip
 unzstd          zstd
 umoci           umoci
 skopeo          skopeo
+docker-registry docker-registry
 '
 case "${1-}" in
 build) list=$BUILD ;;

@@ -1,9 +1,11 @@
 //! Flags and environment to a validated configuration. All faults of one are
 //! found at once, for whoever mends a manifest wants one round and not five.
 
+mod credentials;
 mod node;
 mod pull;
 
+pub use credentials::{CommandCredentialArgs, NodeCredentialArgs};
 pub use node::{NodeArgs, NodeConfig};
 pub use pull::PullArgs;
 
@@ -81,6 +83,9 @@ pub enum ConfigFault {
     /// A pattern of images that pods may name cannot be read.
     #[error("cannot read --allow-registry")]
     Pattern(#[source] AllowError),
+    /// There is no name in the credentials; they are not shown.
+    #[error("--creds has no name before the colon; write USER[:PASSWORD]")]
+    Creds,
     /// The log level cannot be read.
     #[error("cannot read --log-level")]
     LogLevel(#[source] LogLevelError),
@@ -315,6 +320,10 @@ mod tests {
             endpoint: Some("tcp://x".to_owned()),
             kubelet_root: PathBuf::from("kubelet"),
             node_id: Some(String::new()),
+            allow_registry: Vec::new(),
+            credential_memory: "24h".to_owned(),
+            abandoned_after: "10m".to_owned(),
+            pull: PullArgs::default(),
             allow_local_images: vec!["/ok".into(), "images".into()],
             union: "btrfs".to_owned(),
             registration_dir: Some(PathBuf::from("/plugins/../registry")),
@@ -323,6 +332,10 @@ mod tests {
             http_address: "localhost:http".to_owned(),
             no_events: false,
             kubeconfig: Some(PathBuf::from("kubeconfig")),
+            credentials: NodeCredentialArgs {
+                registry_credentials: Some(PathBuf::from("config.json")),
+                ..NodeCredentialArgs::default()
+            },
         };
         assert!(node.validate(&empty, &mut faults).is_none());
         let shown: Vec<String> = faults.iter().map(ToString::to_string).collect();
@@ -342,6 +355,7 @@ mod tests {
                 "--registration-dir \"/plugins/../registry\" is not an absolute path without ..",
                 "--http-address is \"localhost:http\"; it must be an IP address and a port, such as 127.0.0.1:9809 or [::]:9809, or empty",
                 "--kubeconfig \"kubeconfig\" is not an absolute path without ..",
+                "--registry-credentials \"config.json\" is not an absolute path without ..",
             ]
         );
     }

@@ -121,4 +121,46 @@ mod tests {
         assert!(read("2").is_err() && read("null").is_err());
         assert!(read(r#""""#).unwrap().is_empty());
     }
+
+    #[test]
+    fn a_process_that_keeps_its_memory_private_cannot_be_dumped() {
+        const INSIDE: &str = "AUFS_CSI_TEST_INSIDE";
+        // Of the whole process, so that it is another one than that of the other
+        // tests. It is this test again, which finds itself inside.
+        if std::env::var_os(INSIDE).is_some() {
+            keep_memory_private();
+            let dumpable = rustix::process::dumpable_behavior().unwrap();
+            assert_eq!(dumpable, DumpableBehavior::NotDumpable);
+            let Rlimit { current, maximum } = rustix::process::getrlimit(Resource::Core);
+            assert_eq!((current, maximum), (Some(0), Some(0)));
+            // What the program itself reads of itself.
+            for path in [
+                "/proc/self/mountinfo",
+                "/proc/self/uid_map",
+                "/proc/thread-self/mountinfo",
+                "/proc/self/fdinfo/0",
+                "/proc/self/status",
+            ] {
+                std::fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+            }
+            std::fs::metadata("/proc/self/ns/mnt").unwrap();
+            let dir = std::fs::File::open("/").unwrap();
+            let path = format!("/proc/self/fd/{}/", std::os::fd::AsRawFd::as_raw_fd(&dir));
+            assert!(std::fs::read_dir(path).unwrap().next().is_some());
+            return;
+        }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "only another process can have another state"
+        )]
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("secret::tests::a_process_that_keeps_its_memory_private_cannot_be_dumped")
+            .env(INSIDE, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}");
+        assert!(text.contains("1 passed"), "{text}");
+    }
 }

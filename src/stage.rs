@@ -16,8 +16,9 @@ pub use error::{Layers, StageError};
 pub use progress::{Phase, Progress, Pulled};
 pub use sink::TakeError;
 
+use crate::image::digest::Digest;
 use crate::image::platform::PlatformChoice;
-use crate::image::{Image, ImageSource, LayerDescriptor};
+use crate::image::{Image, ImageSource, LayerContent, LayerDescriptor};
 use crate::layer::decompress::Compression;
 use crate::layer::index::{Attrs, Index};
 use crate::layer::ingest::{self, LayerJob, StageTimes};
@@ -297,7 +298,7 @@ impl Stager<'_> {
                     index: number,
                     expected_digest: layer.digest.as_ref().map(|digest| *digest.bytes()),
                     expected_size: layer.size,
-                    diff_id: *layer.diff_id.bytes(),
+                    diff_id: *verified_as(layer).bytes(),
                     compression: compression(layer.compression),
                     open: Box::new(move || {
                         let reader: Box<dyn Read> =
@@ -306,7 +307,7 @@ impl Stager<'_> {
                     }),
                     consume: Box::new(move |stream| {
                         let limits = &self.options.limits;
-                        sink::take(work, number, self.ownership, limits, stream)
+                        sink::take(work, number, self.ownership, limits, layer, stream)
                     }),
                 }
             })
@@ -420,6 +421,15 @@ fn new_record(image: &Image) -> ImageRecord {
             .collect(),
         created: crate::layer::store::now(),
         sealed: std::collections::BTreeMap::new(),
+    }
+}
+
+/// The digest that the uncompressed bytes of a layer have: of a file, that of the
+/// blob, which is the file.
+fn verified_as(layer: &LayerDescriptor) -> Digest {
+    match layer.content {
+        LayerContent::Tar => layer.diff_id,
+        LayerContent::File { .. } => layer.digest.unwrap_or(layer.diff_id),
     }
 }
 

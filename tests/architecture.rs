@@ -18,6 +18,19 @@ struct Rule {
 /// What only checks for fuzz targets use: files in memory.
 const MEMORY: &[&str] = &["rustix::fs::MemfdFlags", "rustix::fs::memfd_create"];
 
+/// What a pure part of talking to registries does without.
+const PURE: &[&str] = &[
+    "std::env",
+    "std::fs",
+    "std::net",
+    "std::path",
+    "std::process",
+    "std::time::SystemTime",
+    "rustix",
+    "tokio",
+    "reqwest::Client",
+];
+
 const RULES: &[Rule] = &[
     Rule {
         part: "host",
@@ -56,6 +69,35 @@ const RULES: &[Rule] = &[
             "crate::cli",
         ],
         allowed: &[],
+    },
+    Rule {
+        part: "image/registry/allow",
+        forbidden: PURE,
+        allowed: &[],
+    },
+    Rule {
+        part: "image/registry/challenge",
+        forbidden: PURE,
+        allowed: &[],
+    },
+    Rule {
+        part: "image/registry/dates",
+        forbidden: PURE,
+        allowed: &["std::time"],
+    },
+    Rule {
+        part: "image/registry/proxy",
+        forbidden: PURE,
+        allowed: &[
+            "std::net::IpAddr",
+            "std::net::Ipv4Addr",
+            "std::net::Ipv6Addr",
+        ],
+    },
+    Rule {
+        part: "image/registry/hosts/parse",
+        forbidden: PURE,
+        allowed: &["std::path"],
     },
     Rule {
         part: "layer",
@@ -284,11 +326,22 @@ const OWNED: &[(&str, &[&str])] = &[
     ("hyper", &["probes"]),
     ("indicatif", &["cli"]),
     ("prometheus_client", &["telemetry"]),
-    // Nobody else talks to other machines.
+    // Connections are a registry's, or the API server's.
     ("reqwest", &["image/registry", "cluster"]),
     ("rustls", &["image/registry", "cluster"]),
+    ("toml", &["image/registry/hosts"]),
     ("webpki_roots", &["image/registry", "cluster"]),
     ("rustix::mount", &["host/linux"]),
+    ("rustix::termios", &["image/credentials/ask"]),
+    ("base64", &["image/credentials", "image/registry"]),
+    ("hmac", &["image/credentials"]),
+    // YAML is read in one place, where its errors lose what they quote.
+    ("serde_saphyr", &["yaml"]),
+    ("std::process::Command", &["image/credentials/exec"]),
+    (
+        "zeroize",
+        &["secret", "image/credentials", "image/registry"],
+    ),
 ];
 
 /// All sources of the program, as paths relative to `src`, with their text. What

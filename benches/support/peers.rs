@@ -155,40 +155,98 @@ fn with_daemon(daemon: &Daemon, client: Command) -> Result<Sample> {
     Ok(sample)
 }
 
+/// A containerd of ours, with all that it keeps in a directory.
+struct Containerd {
+    daemon: Daemon,
+    socket: PathBuf,
+}
+
+impl Containerd {
+    fn start(dir: &Path) -> Result<Self> {
+        let socket = dir.join("sock");
+        let config = format!(
+            "version = 2\nroot = {root:?}\nstate = {state:?}\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {ttrpc:?}\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\npath = {opt:?}\n",
+            root = dir.join("root"),
+            state = dir.join("state"),
+            ttrpc = dir.join("ttrpc"),
+            opt = dir.join("opt"),
+        );
+        let file = dir.join("config.toml");
+        fs::write(&file, config)?;
+        let daemon = Daemon::start(
+            Command::new("containerd").arg("--config").arg(&file),
+            &dir.join("log"),
+            || ctr(&socket, &["version"]),
+        )?;
+        Ok(Containerd { daemon, socket })
+    }
+
+    fn run(&self, arguments: &[&str], last: &Path) -> Result<Sample> {
+        let mut client = ctr(&self.socket, arguments);
+        client.arg(last);
+        with_daemon(&self.daemon, client)
+    }
+}
+
+fn ctr(socket: &Path, arguments: &[&str]) -> Command {
+    let mut ctr = Command::new("ctr");
+    ctr.arg("--address").arg(socket).args(arguments);
+    ctr
+}
+
 fn containerd(archive: &Path, dir: &Path) -> Result<Sample> {
-    let socket = dir.join("sock");
-    let config = format!(
-        "version = 2\nroot = {root:?}\nstate = {state:?}\n\
-         disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-         [grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {ttrpc:?}\n\
-         [plugins.\"io.containerd.internal.v1.opt\"]\npath = {opt:?}\n",
-        root = dir.join("root"),
-        state = dir.join("state"),
-        ttrpc = dir.join("ttrpc"),
-        opt = dir.join("opt"),
-    );
-    let file = dir.join("config.toml");
-    fs::write(&file, config)?;
-    let ctr = |arguments: &[&str]| {
-        let mut ctr = Command::new("ctr");
-        ctr.arg("--address").arg(&socket).args(arguments);
-        ctr
-    };
-    let daemon = Daemon::start(
-        Command::new("containerd").arg("--config").arg(&file),
-        &dir.join("log"),
-        || ctr(&["version"]),
-    )?;
-    let mut import = ctr(&[
-        "images",
-        "import",
-        "--snapshotter",
-        "overlayfs",
-        "--base-name",
-        "bench",
-    ]);
-    import.arg(archive);
-    with_daemon(&daemon, import)
+    let import = ["images", "import", "--snapshotter", "overlayfs"];
+    let arguments = [&import[..], &["--base-name", "bench"]].concat();
+    Containerd::start(dir)?.run(&arguments, archive)
+}
+
+/// A program that pulls an image from a registry and unpacks it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Puller {
+    SkopeoUmoci,
+    Containerd,
+}
+
+impl Puller {
+    pub const ALL: [Puller; 2] = [Puller::SkopeoUmoci, Puller::Containerd];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Puller::SkopeoUmoci => "skopeo copy and umoci unpack",
+            Puller::Containerd => "containerd's ctr images pull",
+        }
+    }
+
+    /// Pulls from a registry on loopback, and unpacks below `dir`, which is empty.
+    pub fn pull(self, image: &str, dir: &Path) -> Result<Sample> {
+        match self {
+            Puller::SkopeoUmoci => {
+                let layout = dir.join("layout").display().to_string();
+                let mut skopeo = Command::new("skopeo");
+                skopeo.args(["--insecure-policy", "copy", "--quiet"]);
+                skopeo.arg("--src-tls-verify=false");
+                skopeo.arg(format!("docker://{image}"));
+                skopeo.arg(format!("oci:{layout}:latest"));
+                let mut umoci = Command::new("umoci");
+                umoci.args(["unpack", "--image", &format!("{layout}:latest")]);
+                umoci.arg(dir.join("bundle"));
+                run(&mut [skopeo, umoci])
+            }
+            Puller::Containerd => {
+                let pull = [
+                    "images",
+                    "pull",
+                    "--plain-http",
+                    "--snapshotter",
+                    "overlayfs",
+                ];
+                Containerd::start(dir)?.run(&pull, Path::new(image))
+            }
+        }
+    }
 }
 
 fn docker(archive: &Path, dir: &Path) -> Result<Sample> {

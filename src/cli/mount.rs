@@ -3,7 +3,7 @@
 use super::CliError;
 use super::progress::Shown;
 use super::stage::{Choice, Pull, source};
-use crate::config::{ConfigFault, Environment, PullArgs};
+use crate::config::{CommandCredentialArgs, ConfigFault, Environment, PullArgs};
 use crate::volume::{Owner, PublishRequest, PullChoice, PullOptions, Volumes};
 use clap::builder::BoolishValueParser;
 use std::collections::BTreeMap;
@@ -50,6 +50,8 @@ pub(super) struct Args {
     choice: Choice,
     #[command(flatten)]
     registries: PullArgs,
+    #[command(flatten)]
+    credentials: CommandCredentialArgs,
 }
 
 impl Args {
@@ -58,7 +60,12 @@ impl Args {
         environment: Environment<'_>,
         faults: &mut Vec<ConfigFault>,
     ) -> Option<PullOptions> {
-        self.registries.clone().validate(environment, faults)
+        let options = self.registries.clone().validate(environment, faults);
+        let command = self.credentials.clone().validate(environment, faults);
+        Some(PullOptions {
+            command: command?,
+            ..options?
+        })
     }
 }
 

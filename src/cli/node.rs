@@ -11,7 +11,7 @@ use crate::csi::server::{
 use crate::probes::{Probes, Watched};
 use crate::telemetry::{self, Metrics};
 use crate::volume::upkeep::{DOUBT, Upkeep};
-use crate::volume::{VolumeOptions, Volumes};
+use crate::volume::{PullOptions, VolumeOptions, Volumes};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,10 @@ pub(super) fn run(common: CommonConfig, node: NodeConfig) -> Result<(), CliError
         .build()
         .map_err(CliError::Runtime)?;
     let options = VolumeOptions {
-        pull: node.pull.clone(),
+        pull: PullOptions {
+            credentials: node.credentials.clone(),
+            ..node.pull.clone()
+        },
         ..common.store
     };
     let result = runtime.block_on(serve(options, node));

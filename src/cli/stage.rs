@@ -8,7 +8,7 @@ use crate::image::reference::Source;
 use crate::layer::store::BranchId;
 use crate::pull::PullPolicy;
 use crate::union::probe::UnionRequest;
-use crate::config::{ConfigFault, Environment, PullArgs};
+use crate::config::{CommandCredentialArgs, ConfigFault, Environment, PullArgs};
 use crate::volume::{PullOptions, Volumes};
 use serde::Serialize;
 
@@ -35,6 +35,8 @@ pub(super) struct Args {
     choice: Choice,
     #[command(flatten)]
     registries: PullArgs,
+    #[command(flatten)]
+    credentials: CommandCredentialArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -156,7 +158,12 @@ impl Args {
         environment: Environment<'_>,
         faults: &mut Vec<ConfigFault>,
     ) -> Option<PullOptions> {
-        self.registries.clone().validate(environment, faults)
+        let options = self.registries.clone().validate(environment, faults);
+        let command = self.credentials.clone().validate(environment, faults);
+        Some(PullOptions {
+            command: command?,
+            ..options?
+        })
     }
 }
 

@@ -1,10 +1,11 @@
 //! The options of `node`.
 
 use super::pull::{PullArgs, allow_list, duration};
-use super::{ConfigFault, Environment, MAX_SOCKET_PATH_BYTES, directory};
+use super::{ConfigFault, Environment, MAX_SOCKET_PATH_BYTES, NodeCredentialArgs, directory};
 use crate::cluster::Place;
 use crate::csi::registration::{self, RegistrationSettings};
 use crate::csi::request::Policy;
+use crate::image::credentials::CredentialSettings;
 use crate::volume::PullOptions;
 use clap::builder::{BoolishValueParser, OsStringValueParser};
 use std::ffi::OsString;
@@ -183,6 +184,10 @@ pub struct NodeArgs {
         value_name = "FILE"
     )]
     pub kubeconfig: Option<PathBuf>,
+
+    /// Where credentials of registries are.
+    #[command(flatten)]
+    pub credentials: NodeCredentialArgs,
 }
 
 /// The configuration of the node plugin.
@@ -202,6 +207,8 @@ pub struct NodeConfig {
     pub http_address: Option<SocketAddr>,
     /// Which API server is told of events, if one is.
     pub api_server: Option<Place>,
+    /// Where the node's credentials of registries are.
+    pub credentials: CredentialSettings,
 }
 
 impl NodeArgs {
@@ -299,6 +306,7 @@ impl NodeArgs {
             Some(file) => file.map(Place::Kubeconfig),
             None => in_pod(environment),
         };
+        let credentials = self.credentials.validate(faults);
         if faults.len() > before {
             return None;
         }
@@ -322,6 +330,7 @@ impl NodeArgs {
             },
             http_address,
             api_server,
+            credentials: credentials?,
         })
     }
 }
@@ -394,6 +403,7 @@ mod tests {
             http_address: DEFAULT_HTTP_ADDRESS.to_owned(),
             no_events: false,
             kubeconfig: None,
+            credentials: NodeCredentialArgs::default(),
         }
     }
 

@@ -321,8 +321,6 @@ fn text(panic: &(dyn Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Barrier;
-    use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc::channel;
 
     const LONG: Duration = Duration::from_secs(600);

@@ -84,6 +84,7 @@ fn the_only_image_needs_no_tag() {
                 diff_id: Digest::of(bytes),
                 size: Some(3),
                 compression: Compression::None,
+                content: image::LayerContent::Tar,
             })
             .into();
         assert_eq!(found.layers, expected);
@@ -334,5 +335,5 @@ fn a_registry_is_not_opened() {
     );
     let root = std::path::Path::new("/");
     let error = image::open_in_root(root, &"busybox".parse().unwrap()).unwrap_err();
-    assert!(matches!(error, SourceError::Registry), "{error}");
+    assert!(matches!(error, SourceError::NotLocal), "{error}");
 }

@@ -52,6 +52,8 @@ enum Part {
     One(String),
     /// Any number of components.
     Any,
+    /// One component or more, at the end.
+    Below,
 }
 
 impl Default for AllowList {
@@ -135,8 +137,8 @@ impl FromStr for Pattern {
                 for (number, component) in path.split('/').enumerate() {
                     parts.push(match component {
                         "" => return Err(fault("a part of its path is empty")),
+                        "*" | "**" if number + 1 == count => Part::Below,
                         "**" => Part::Any,
-                        "*" if number + 1 == count => Part::Any,
                         one if one.contains(':') => {
                             return Err(fault("it may not name a tag"));
                         }
@@ -164,6 +166,7 @@ impl fmt::Display for Pattern {
             match part {
                 Part::One(text) => write!(f, "/{text}")?,
                 Part::Any => f.write_str("/**")?,
+                Part::Below => f.write_str("/*")?,
             }
         }
         Ok(())
@@ -183,11 +186,16 @@ fn fits_parts(parts: &[Part], components: &[&str]) -> bool {
     for part in parts {
         let mut next = vec![false; components.len() + 1];
         match part {
-            Part::Any => {
+            Part::Any | Part::Below => {
                 let Some(first) = reach.iter().position(|reached| *reached) else {
                     return false;
                 };
-                next[first..].fill(true);
+                let skipped = usize::from(*part == Part::Below);
+                next[(first + skipped).min(components.len())..].fill(true);
+                // With nothing left, there is nothing below.
+                if first + skipped > components.len() {
+                    return false;
+                }
             }
             Part::One(pattern) => {
                 for (number, component) in components.iter().enumerate() {
@@ -315,7 +323,7 @@ mod tests {
         }
         for (text, shown) in [
             ("docker.io/busybox", "docker.io/library/busybox"),
-            ("ghcr.io/a/*", "ghcr.io/a/**"),
+            ("ghcr.io/a/**", "ghcr.io/a/*"),
             ("**", "*"),
         ] {
             assert_eq!(text.parse::<Pattern>().unwrap().to_string(), shown);

@@ -74,7 +74,8 @@ fn instant(year: u64, month: u64, day: u64, seconds: u64) -> Option<SystemTime> 
     if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
     }
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let is = |year: u64, every| year.is_multiple_of(every);
+    let leap = |year: u64| is(year, 4) && (!is(year, 100) || is(year, 400));
     let before = (1970..year)
         .map(|year| 365 + u64::from(leap(year)))
         .sum::<u64>();

@@ -8,7 +8,7 @@ use super::client::{Clients, Transport};
 use super::error::RegistryError;
 use super::hosts::Origin;
 use crate::image::printable;
-use reqwest::header::{HeaderMap, LOCATION};
+use reqwest::header::{HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response, Url};
 use std::error::Error;
 use std::io;
@@ -103,7 +103,9 @@ pub(super) async fn send(clients: &Clients, call: Call<'_>) -> Result<Answer, Br
                 is_foreign: !is_own,
             });
         }
-        url = target(&url, &response).map_err(|reason| Broken::Malformed(reason.to_owned()))?;
+        let location = response.headers().get(LOCATION);
+        let location = location.map(HeaderValue::as_bytes);
+        url = target(&url, location).map_err(|reason| Broken::Malformed(reason.to_owned()))?;
     }
     Err(Broken::Malformed(format!(
         "it redirects more than {MAX_REDIRECTS} times"
@@ -111,9 +113,8 @@ pub(super) async fn send(clients: &Clients, call: Call<'_>) -> Result<Answer, Br
 }
 
 /// Where an answer sends us.
-fn target(from: &Url, response: &Response) -> Result<Url, &'static str> {
-    let location = response.headers().get(LOCATION);
-    let location = location.and_then(|location| std::str::from_utf8(location.as_bytes()).ok());
+fn target(from: &Url, location: Option<&[u8]>) -> Result<Url, &'static str> {
+    let location = location.and_then(|location| std::str::from_utf8(location).ok());
     let location = location.ok_or("it redirects to nowhere")?;
     let mut url = from
         .join(location)
@@ -185,17 +186,51 @@ fn broken(error: &reqwest::Error) -> Broken {
 /// Whether a cause of a failed connection looks like a host that has no TLS: it
 /// answered with something else, or hung up at our first message.
 fn is_other_than_tls(cause: &(dyn Error + 'static)) -> bool {
-    let of_tls = |error: &(dyn Error + 'static)| {
-        matches!(
-            error.downcast_ref::<rustls::Error>(),
-            Some(rustls::Error::InvalidMessage(_))
-        )
-    };
+    if let Some(error) = cause.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidMessage(_));
+    }
     let Some(error) = cause.downcast_ref::<io::Error>() else {
-        return of_tls(cause);
+        return false;
     };
-    // What an I/O error wraps is not among its sources.
-    error.kind() == io::ErrorKind::UnexpectedEof
-        || error.kind() == io::ErrorKind::ConnectionReset
-        || error.get_ref().is_some_and(|inner| of_tls(inner))
+    let hung_up = [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset];
+    // What an I/O error wraps is not among its sources, and may be one again.
+    let is_inside = error
+        .get_ref()
+        .is_some_and(|inner| is_other_than_tls(inner));
+    is_inside || hung_up.contains(&error.kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_lead_to_http_and_never_out_of_tls() {
+        for (from, location, expected) in [
+            ("https://a.b/v2/x", "/y?z#f", Ok("https://a.b/y?z")),
+            ("https://a.b/v2/x", "https://u:p@c.d/y", Ok("https://c.d/y")),
+            ("https://a.b/v2/x", "//c.d/y", Ok("https://c.d/y")),
+            ("http://a.b/v2/x", "http://c.d/y", Ok("http://c.d/y")),
+            ("http://a.b/v2/x", "https://c.d/y", Ok("https://c.d/y")),
+            ("https://a.b/v2/x", "http://a.b/v2/x", Err("plain HTTP")),
+            ("https://a.b/v2/x", "ftp://a.b/", Err("something else")),
+            (
+                "http://a.b/v2/x",
+                "file:///etc/passwd",
+                Err("something else"),
+            ),
+            ("http://a.b/v2/x", "http://", Err("no URL")),
+        ] {
+            let from: Url = from.parse().unwrap();
+            let found = target(&from, Some(location.as_bytes()));
+            match (found, expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found.as_str(), expected),
+                (Err(reason), Err(part)) => assert!(reason.contains(part), "{reason}"),
+                (found, _) => panic!("{location}: {found:?}"),
+            }
+        }
+        let from: Url = "https://a.b".parse().unwrap();
+        assert!(target(&from, None).is_err());
+        assert!(target(&from, Some(b"\xff")).is_err());
+    }
 }

@@ -19,7 +19,7 @@ mod place;
 pub(super) use place::{Origin, Place};
 
 use super::error::RegistryError;
-use super::stamp::{Stamp, Stamped};
+use super::stamp::{Stamp, Stamped, Stamps};
 use parse::{HostEntry, HostsFile};
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read};
@@ -69,7 +69,7 @@ impl Hosts {
 
     /// Reads what there is, and says what that depended on. Stamps are taken
     /// before the reading, so that a change during it is seen the next time.
-    fn read(&self, registry: &str) -> Result<(Vec<Place>, Vec<(PathBuf, Stamp)>), RegistryError> {
+    fn read(&self, registry: &str) -> Result<(Vec<Place>, Stamps), RegistryError> {
         let mut stamps = Vec::new();
         for base in &self.dirs {
             for name in directory_names(registry) {

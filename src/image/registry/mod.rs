@@ -51,6 +51,7 @@ use crate::image::credentials::Keyring;
 use crate::image::reference::ImageName;
 use client::Clients;
 use hosts::Hosts;
+use session::Keys;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -175,18 +176,22 @@ impl Registry {
         name: &ImageName,
         keyring: Keyring,
     ) -> Result<Arc<Session>, RegistryError> {
+        self.session_with(name, Arc::new(keyring))
+    }
+
+    fn session_with(
+        self: &Arc<Self>,
+        name: &ImageName,
+        keys: Arc<dyn Keys>,
+    ) -> Result<Arc<Session>, RegistryError> {
         if !self.allow.allows(name) {
             return Err(RegistryError::NotAllowed {
                 registry: format!("{}/{}", name.registry(), name.repository()),
             });
         }
         let places = self.hosts.places(name.registry())?;
-        Ok(Arc::new(Session::new(
-            Arc::clone(self),
-            name.clone(),
-            keyring,
-            places,
-        )))
+        let registry = Arc::clone(self);
+        Ok(Arc::new(Session::new(registry, name.clone(), keys, places)))
     }
 
     /// What the downloads of this process did so far.

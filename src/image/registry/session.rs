@@ -13,6 +13,7 @@ mod failure;
 pub use documents::RemoteDocuments;
 
 use super::challenge::Challenge;
+use super::download::{Blob, BlobPlaces, Downloads, Wanted};
 use super::error::RegistryError;
 use super::hosts::Place;
 use super::{Patience, Registry};
@@ -29,11 +30,31 @@ use tokio::time::Instant;
 /// How long a host that was not reached is asked last.
 const SIDELINED: Duration = Duration::from_secs(60);
 
+/// What may be shown to whom.
+pub(super) trait Keys: Send + Sync {
+    /// To a host for a repository of it, in the order in which it is tried. May
+    /// take minutes.
+    fn lookup(&self, host: &str, repository: &str) -> Vec<Credential>;
+
+    /// Where that was looked for, and what was there, for an error.
+    fn sources(&self, host: &str, repository: &str) -> String;
+}
+
+impl Keys for Keyring {
+    fn lookup(&self, host: &str, repository: &str) -> Vec<Credential> {
+        Keyring::lookup(self, host, repository)
+    }
+
+    fn sources(&self, host: &str, repository: &str) -> String {
+        Keyring::sources(self, host, repository)
+    }
+}
+
 /// An image's name, and what may be shown for it.
 pub struct Session {
     registry: Arc<Registry>,
     name: ImageName,
-    keyring: Arc<Keyring>,
+    keys: Arc<dyn Keys>,
     /// In the order in which they are asked.
     places: Arc<[Place]>,
     /// What was learnt about each of them.
@@ -124,13 +145,13 @@ impl Session {
     pub(super) fn new(
         registry: Arc<Registry>,
         name: ImageName,
-        keyring: Keyring,
+        keys: Arc<dyn Keys>,
         places: Arc<[Place]>,
     ) -> Self {
         Session {
             registry,
             name,
-            keyring: Arc::new(keyring),
+            keys,
             states: places.iter().map(|_| Mutex::default()).collect(),
             places,
             fetched: Mutex::default(),
@@ -151,6 +172,17 @@ impl Session {
     /// not say what a tag means are not asked for one.
     pub fn head(&self, reference: &Reference) -> Result<Head, RegistryError> {
         self.registry.wait(self.head_async(reference))?
+    }
+
+    /// Begins to fetch blobs of the image, or joins whoever fetches them. That
+    /// they may be had must have been found out before.
+    pub fn download(
+        self: &Arc<Self>,
+        downloads: &Downloads,
+        wanted: &[Wanted<'_>],
+    ) -> Vec<Arc<Blob>> {
+        let places: Arc<dyn BlobPlaces> = Arc::<Session>::clone(self);
+        downloads.get_all(&places, wanted)
     }
 
     /// The documents of the image.
@@ -178,7 +210,7 @@ impl Session {
         F: Future<Output = Result<T, Failure>>,
     {
         let patience = self.patience();
-        let end = Instant::now() + patience.total;
+        let mut end = Instant::now() + patience.total;
         let mut pause = patience.pause;
         let now = Instant::now();
         // Those that were not reached a moment ago come last; the sort is stable.
@@ -193,10 +225,13 @@ impl Session {
             let mut longest: Option<Duration> = None;
             for place in places {
                 let deadline = end.min(Instant::now() + patience.answer);
+                let start = Instant::now();
                 let failure = match attempt(place, deadline).await {
                     Ok(found) => return Ok(found),
                     Err(failure) => failure,
                 };
+                // What credentials took to be found is not the hosts' fault.
+                end += start.elapsed().saturating_sub(patience.answer);
                 tracing::debug!(
                     host = self.places[place].shown,
                     error = %failure.error,

@@ -24,16 +24,19 @@ impl Stamp {
     }
 }
 
+/// What each of some files was.
+pub(super) type Stamps = Vec<(PathBuf, Stamp)>;
+
 /// Something that was made of files.
 #[derive(Debug)]
 pub(super) struct Stamped<T> {
     value: T,
-    stamps: Vec<(PathBuf, Stamp)>,
+    stamps: Stamps,
 }
 
 impl<T> Stamped<T> {
     /// `stamps` were taken before the files were read.
-    pub(super) fn new(value: T, stamps: Vec<(PathBuf, Stamp)>) -> Self {
+    pub(super) fn new(value: T, stamps: Stamps) -> Self {
         Stamped { value, stamps }
     }
 

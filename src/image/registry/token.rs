@@ -383,3 +383,54 @@ pub(super) fn secret_header(scheme: &str, text: &str) -> Option<HeaderValue> {
     value.set_sensitive(true);
     Some(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::challenge;
+    use super::*;
+
+    fn server(asked: &str, challenge: &str) -> Result<TokenServer, &'static str> {
+        let challenges = challenge::parse([format!("Bearer {challenge}").as_bytes()]);
+        TokenServer::new(&challenges[0], &asked.parse().unwrap(), "a/b")
+    }
+
+    #[test]
+    fn only_servers_with_tls_get_passwords_of_registries_with_tls() {
+        for (asked, realm, fits) in [
+            ("https://a.example", "https://other.example/token", true),
+            ("https://a.example", "http://a.example/token", false),
+            ("https://a.example", "http://127.0.0.1/token", false),
+            ("http://a.example", "http://other.example/token", true),
+            ("http://a.example", "https://other.example/token", true),
+            ("https://localhost:5000", "http://127.0.0.1/token", true),
+            ("https://localhost:5000", "http://a.example/token", false),
+            ("https://a.example", "ftp://a.example/token", false),
+            ("https://a.example", "/token", false),
+        ] {
+            let found = server(asked, &format!("realm=\"{realm}\""));
+            assert_eq!(found.is_ok(), fits, "{asked} {realm}");
+        }
+        assert!(server("https://a.example", "service=x").is_err());
+    }
+
+    #[test]
+    fn no_more_than_pulling_is_asked_for() {
+        for (scope, expected) in [
+            ("", &["repository:a/b:pull"][..]),
+            ("repository:a/b:pull", &["repository:a/b:pull"]),
+            ("repository:a/b:pull,push,delete", &["repository:a/b:pull"]),
+            ("repository:z/a/b:*", &["repository:z/a/b:pull"]),
+            ("registry:catalog:*", &["repository:a/b:pull"]),
+            (
+                "repository:b:pull repository:a:push repository:b:pull",
+                &["repository:a:pull", "repository:b:pull"],
+            ),
+            ("repository::pull", &["repository:a/b:pull"]),
+        ] {
+            let challenge = format!("realm=\"https://u:p@a.example/t\",scope=\"{scope}\"");
+            let found = server("https://a.example", &challenge).unwrap();
+            assert_eq!(found.scopes, expected, "{scope}");
+            assert_eq!(found.realm.as_str(), "https://a.example/t");
+        }
+    }
+}

@@ -21,15 +21,6 @@
 //! the digest is right. A complete file that is found is left to whoever reads
 //! it.
 
-#![cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        unused_imports,
-        reason = "the protocol that asks for it comes with sessions"
-    )
-)]
-
 mod blob;
 mod course;
 mod error;

@@ -362,6 +362,7 @@ impl Run<'_> {
                 return Ok(Took::All);
             }
             if let Some(waited) = self.pace.stalled(last) {
+                self.append(&buffer, host)?;
                 let what = self.what();
                 let last = format!("{host} sends too slowly");
                 return Err(RegistryError::Stalled { what, waited, last });
@@ -422,7 +423,10 @@ impl Run<'_> {
         self.appending = appending;
         (self.spool.copy_start(&old, keep)).map_err(RegistryError::Disk)?;
         self.received = keep;
-        self.arrived(Arrival::From(host)).map(|()| true)
+        if keep > 0 {
+            self.arrived(Arrival::From(host))?;
+        }
+        Ok(true)
     }
 
     /// Goes on with whatever file has the name, and nothing of it counts yet.

@@ -62,6 +62,8 @@ impl Session {
         number: usize,
         ask: &Ask,
     ) -> Result<(Answer, Accepted), Failure> {
+        let mut ask = ask.clone();
+        let ask = &mut ask;
         let state = self.state(number).clone();
         if state.challenges.is_empty() {
             let answer = self.send(number, ask, None).await?;
@@ -71,7 +73,7 @@ impl Session {
             }
             let challenges = challenges_of(&answer);
             if challenges.is_empty() {
-                return Err(self.unauthenticated(number, &[], false));
+                return Err(self.refused(number));
             }
             self.state(number).challenges = challenges;
         }
@@ -86,7 +88,9 @@ impl Session {
                 Tried::Failed(_) => self.state(number).taken = None,
             }
         }
-        let credentials = self.credentials(number).await;
+        let start = Instant::now();
+        let (credentials, sources) = self.credentials(number).await;
+        ask.deadline += start.elapsed();
         let mut worst: Option<Failure> = None;
         for credential in credentials.iter().map(Some).chain([None]) {
             if credential.is_none() && !self.has_tokens(number) {
@@ -118,18 +122,21 @@ impl Session {
             other => {
                 let denied = other
                     .is_some_and(|failure| matches!(failure.error, RegistryError::Denied { .. }));
-                Err(self.unauthenticated(number, &credentials, denied))
+                Err(self.unauthenticated(number, &credentials, &sources, denied))
             }
         }
     }
 
-    /// What the pod may show to a host. Plugins may have to be run for that, so
+    /// What the pod may show to a host, and where that was looked for. Plugins may have to be run for that, so
     /// this is for a thread that may wait.
-    async fn credentials(&self, number: usize) -> Vec<Credential> {
-        let keyring = Arc::clone(&self.keyring);
+    async fn credentials(&self, number: usize) -> (Vec<Credential>, String) {
+        let keys = Arc::clone(&self.keys);
         let host = self.places[number].login_host.clone();
         let repository = self.repository_at(number);
-        let look = move || keyring.lookup(&host, &repository);
+        let look = move || {
+            let found = keys.lookup(&host, &repository);
+            (found, keys.sources(&host, &repository))
+        };
         // It fails only if looking up panics, or the program ends.
         tokio::task::spawn_blocking(look).await.unwrap_or_default()
     }
@@ -157,7 +164,7 @@ impl Session {
             let shown = match shown {
                 Ok(shown) => shown,
                 Err(NotShown::Refused) => {
-                    return Tried::Failed(self.unauthenticated(number, &[], false));
+                    return Tried::Failed(self.refused(number));
                 }
                 Err(NotShown::Failed(failure)) => return Tried::Failed(failure),
             };
@@ -317,7 +324,7 @@ impl Session {
         let status = answer.response.status().as_u16();
         let verdict = match status {
             200 | 206 => return Ok(answer),
-            401 if !answer.is_foreign => return Err(self.unauthenticated(number, &[], false)),
+            401 if !answer.is_foreign => return Err(self.refused(number)),
             // Of a store behind the registry, it is a link that has expired.
             401 | 403 if answer.is_foreign => Verdict::Again(None),
             403 => {
@@ -387,38 +394,59 @@ impl Session {
         }
     }
 
-    /// That a host took none of `credentials`, nor nothing.
-    fn unauthenticated(&self, number: usize, credentials: &[Credential], denied: bool) -> Failure {
+    /// That a host took none of `credentials`, nor nothing; `sources` are all that
+    /// were looked at.
+    fn unauthenticated(
+        &self,
+        number: usize,
+        credentials: &[Credential],
+        sources: &str,
+        denied: bool,
+    ) -> Failure {
         let host = &self.places[number].shown;
         let image = self.repository();
-        let sources: Vec<String> = credentials
-            .iter()
-            .map(|credential| credential.origin.to_string())
-            .collect();
-        let error = match (sources.as_slice(), denied) {
-            ([], true) => RegistryError::Denied {
+        let mut origins: Vec<String> = Vec::new();
+        for credential in credentials {
+            let origin = credential.origin.to_string();
+            if !origins.contains(&origin) {
+                origins.push(origin);
+            }
+        }
+        let origins = origins.join(" and ");
+        let looked = match sources {
+            "" => String::new(),
+            sources => format!(" ({sources})"),
+        };
+        let error = match (origins.is_empty(), denied) {
+            (true, true) => RegistryError::Denied {
                 host: host.clone(),
                 image,
-                tried: "no credentials".to_owned(),
+                tried: format!("no credentials{looked}"),
             },
-            (sources, true) => RegistryError::Denied {
+            (false, true) => RegistryError::Denied {
                 host: host.clone(),
                 image,
-                tried: sources.join(" and "),
+                tried: format!("{origins}{looked}"),
             },
-            ([], false) => RegistryError::Unauthenticated {
+            (true, false) => RegistryError::Unauthenticated {
                 image,
-                tried: format!("there are none for {host}"),
+                tried: format!("there are none for {host}{looked}"),
             },
-            (sources, false) => RegistryError::Unauthenticated {
+            (false, false) => RegistryError::Unauthenticated {
                 image,
-                tried: format!("{host} refused {}", sources.join(" and ")),
+                tried: format!("{host} refused {origins}{looked}"),
             },
         };
         Failure {
             verdict: Verdict::NoAccess,
             error,
         }
+    }
+
+    /// That a host refused one credential. Which ones there were is said where
+    /// all were tried.
+    fn refused(&self, number: usize) -> Failure {
+        self.unauthenticated(number, &[], "", false)
     }
 }
 

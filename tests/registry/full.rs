@@ -1,0 +1,56 @@
+//! A store without the space that an image needs.
+
+use super::driver::{Node, names};
+use super::registry::run;
+use super::registry::server::Registry;
+use super::site::{Site, layers, push};
+use super::support::entry::file;
+use std::collections::BTreeSet;
+use std::process::Command;
+use tonic::Code;
+
+/// A node whose store has a filesystem of its own, of this size.
+fn small(size: &str) -> Node {
+    let node = Node::new();
+    // Others share the filesystem that it is on otherwise.
+    run(Command::new("mount")
+        .args([
+            "-t",
+            "tmpfs",
+            "-o",
+            &format!("size={size},mode=0700"),
+            "tmpfs",
+        ])
+        .arg(node.store()));
+    node
+}
+
+fn nothing_is_left(site: &Site, what: &str) {
+    for dir in ["blobs", "ingest", "volumes", "diff"] {
+        let left = names(&site.node.store().join(dir));
+        assert_eq!(left, BTreeSet::new(), "{what}: {dir}");
+    }
+}
+
+#[tokio::test]
+async fn an_image_that_is_too_large_is_refused_and_a_smaller_one_is_not() {
+    let registry = Registry::open();
+    // Already what is to be fetched is too large.
+    let large = push(&registry, "full/large:1", layers(601, 3, 10_000_000));
+    // What is to be fetched is small, and what comes out of it is not.
+    let swells = vec![vec![file("zeros", vec![0; 40_000_000])]];
+    let swells = push(&registry, "full/swells:1", swells);
+    let small_one = push(&registry, "full/small:1", layers(602, 3, 100_000));
+    let site = Site::on(small("16m"), &[]).await;
+    for pushed in [&large, &swells] {
+        let mut volume = site.kubelet.volume(&pushed.at(registry.address()));
+        let status = site.refused(&mut volume).await;
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        site.kubelet.delete(&mut volume).await;
+        nothing_is_left(&site, &pushed.name);
+    }
+    let mut volume = site.kubelet.volume(&small_one.at(registry.address()));
+    site.ready(&mut volume).await;
+    small_one.is_at("the small one", &volume);
+    site.kubelet.delete(&mut volume).await;
+}
