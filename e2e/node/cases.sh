@@ -7,7 +7,7 @@ readonly CASES=(
     read_write read_only two_pods two_volumes container_restart deletion fs_group
     sub_path_mount statistics wrong_attribute kubelet_restart driver_restart
     driver_away force_delete killed_while_staging killed_while_publishing
-    killed_while_unpublishing failed_event
+    killed_while_unpublishing failed_event private_image slow_pull
 )
 # When the plugin is killed in one short operation: as soon as its record, or the
 # mount, shows how far it is, or so many milliseconds after it began.

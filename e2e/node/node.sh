@@ -152,11 +152,12 @@ CONFIG
 # but that to make events.
 driver_kubeconfig() {
     cat <<CONFIG
-{"apiVersion": "v1", "kind": "Config",
- "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:6443", "certificate-authority": "apiserver/apiserver.crt"}}],
- "users": [{"name": "u", "user": {"tokenFile": "driver.token"}}],
- "contexts": [{"name": "d", "context": {"cluster": "c", "user": "u"}}],
- "current-context": "d"}
+apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "https://127.0.0.1:6443", certificate-authority: apiserver/apiserver.crt}}]
+users: [{name: u, user: {tokenFile: driver.token}}]
+contexts: [{name: d, context: {cluster: c, user: u}}]
+current-context: d
 CONFIG
 }
 
@@ -221,7 +222,7 @@ CONFIG
 
 start_driver() {
     start driver "$E2E_DRIVER" node --node-id "$NODE" --allow-local-images "$E2E_IMAGES" \
-        --kubeconfig "$E2E_DISK/driver.kubeconfig"
+        --kubeconfig "$E2E_DISK/driver.kubeconfig" --certs-dir "$CERTS"
     # One that was killed is still registered, so ask the new one, too.
     wait_for 60 "the plugin to be ready" is_ready
     wait_for 60 "the plugin's registration" is_registered

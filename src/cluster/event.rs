@@ -113,17 +113,24 @@ fn one_line(text: &str) -> String {
 }
 
 pub(super) fn pulling(image: &str) -> String {
-    format!("Pulling image {image:?}")
+    format!("Pulling image {:?}", as_written(image))
 }
 
 pub(super) fn pulled(image: &str, pulled: &Pulled) -> String {
     let Pulled { digest, bytes, .. } = pulled;
-    let took = seconds(pulled.took);
+    let (image, took) = (as_written(image), seconds(pulled.took));
     if pulled.cached {
-        format!("Image {image:?} is on this node already ({digest}); looked up in {took} s")
+        format!(
+            "Image {image:?} is on this node already ({digest}, {bytes} bytes); looked up in {took} s"
+        )
     } else {
         format!("Pulled image {image:?} ({digest}, {bytes} bytes) in {took} s")
     }
+}
+
+/// Without what says that it is of a registry, as people write it.
+fn as_written(image: &str) -> &str {
+    image.strip_prefix("docker://").unwrap_or(image)
 }
 
 fn seconds(duration: Duration) -> String {
@@ -345,7 +352,7 @@ mod tests {
     #[test]
     fn messages_say_what_a_pods_author_asks() {
         assert_eq!(
-            pulling("example.org/a:1"),
+            pulling("docker://example.org/a:1"),
             "Pulling image \"example.org/a:1\""
         );
         let mut done = Pulled {
@@ -362,7 +369,9 @@ mod tests {
         done.cached = true;
         assert_eq!(
             pulled("a", &done),
-            format!("Image \"a\" is on this node already ({digest}); looked up in 61.500 s")
+            format!(
+                "Image \"a\" is on this node already ({digest}, 12345 bytes); looked up in 61.500 s"
+            )
         );
     }
 

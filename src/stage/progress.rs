@@ -24,7 +24,7 @@ pub enum Phase {
 pub struct Pulled {
     /// Digest of its manifest.
     pub digest: Digest,
-    /// Bytes that came over the network for it.
+    /// Bytes of its layers as a registry has them.
     pub bytes: u64,
     /// What it took, from being asked for.
     pub took: Duration,

@@ -85,14 +85,8 @@ pub(super) fn read(path: &Path) -> Result<Access, AccessError> {
 }
 
 fn parse(text: &str) -> Result<Kubeconfig, String> {
-    // The parser's own words may have a part of the file, and so of a secret.
-    serde_json::from_str(text).map_err(|error| {
-        format!(
-            "line {} column {} is not what a kubeconfig has",
-            error.line(),
-            error.column()
-        )
-    })
+    // Its errors say where and not what, which may be a secret.
+    crate::yaml::read(text.as_bytes()).map_err(|error| error.to_string())
 }
 
 /// What the current context is about.
@@ -323,6 +317,38 @@ mod tests {
     }
 
     #[test]
+    fn it_is_yaml_as_kubectl_writes_it() {
+        let text = "\
+apiVersion: v1
+clusters:
+- cluster:
+    certificate-authority-data: Q0E=
+    server: https://127.0.0.1:6443
+  name: kind
+contexts:
+- context:
+    cluster: kind
+    namespace: team
+    user: admin
+  name: kind-admin
+current-context: kind-admin
+kind: Config
+preferences: {}
+users:
+- name: admin
+  user:
+    token: '0123'
+";
+        let (cluster, user) = choose(parse(text).unwrap()).unwrap();
+        assert_eq!(cluster.server, "https://127.0.0.1:6443");
+        assert_eq!(cluster.certificate_authority_data.as_deref(), Some("Q0E="));
+        assert_eq!(user.token.as_deref(), Some("0123"));
+        // `kubectl config view` of one that is empty.
+        let empty = "clusters: null\ncontexts: null\ncurrent-context: \"\"\nusers: null\n";
+        assert!(choose(parse(empty).unwrap()).is_err());
+    }
+
+    #[test]
     fn what_cannot_be_obeyed_is_refused_by_name() {
         let cluster = || json!({"server": "https://h"});
         let with = |mut value: Value, key: &str, other: Value| {
@@ -376,7 +402,13 @@ mod tests {
             let error = read_json(&config(json!({"server": "https://h"}), user)).unwrap_err();
             assert!(!error.contains("hunter2"), "{error}");
         }
-        let error = parse("{\"users\": hunter2").err().unwrap();
-        assert!(!error.contains("hunter2"), "{error}");
+        for text in [
+            "{\"users\": hunter2",
+            "users: hunter2",
+            "users:\n- hunter2: [",
+        ] {
+            let error = parse(text).err().unwrap();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
     }
 }
