@@ -158,9 +158,10 @@ mod tests {
             digests: BTreeMap::new(),
             created: now() - FORGOTTEN_AFTER - 1,
         };
+        promises.clean().unwrap();
+        promises.make("new", "a", &Digest::of(b"1")).unwrap();
         write_json(&promises.path("old"), &record, false).unwrap();
         fs::write(promises.path("damaged"), b"{").unwrap();
-        promises.make("new", "a", &Digest::of(b"1")).unwrap();
         assert_eq!(promises.get("damaged", "a").unwrap(), None);
         promises.clean().unwrap();
         assert_eq!(fs::read_dir(&promises.dir).unwrap().count(), 1);
