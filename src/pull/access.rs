@@ -29,6 +29,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Most credentials that are remembered of one repository; the oldest go first.
@@ -86,27 +87,43 @@ pub(crate) enum Public {
 #[derive(Debug)]
 pub(crate) struct Book {
     dir: PathBuf,
-    key: [u8; 32],
+    /// Read, or made, when it is first needed.
+    key: Mutex<Option<[u8; 32]>>,
     memory: Duration,
 }
 
 impl Book {
-    /// Opens the records below the store's `root`, and makes them where there are
-    /// none. What is learnt counts for `memory`.
-    pub(crate) fn open(root: &Path, memory: Duration) -> Result<Self, StoreError> {
-        let dir = root.join("access");
-        match fs::DirBuilder::new().mode(0o700).create(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(StoreError::io("create", &dir)(error));
-            }
-            _ => {}
+    /// The records below the store's `root`. What is learnt counts for `memory`.
+    pub(crate) fn of(root: &Path, memory: Duration) -> Self {
+        Book {
+            dir: root.join("access"),
+            key: Mutex::default(),
+            memory,
         }
-        let path = dir.join("key");
+    }
+
+    fn key(&self) -> Result<[u8; 32], StoreError> {
+        let mut known = self.key.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = *known {
+            return Ok(key);
+        }
+        self.make_dir()?;
+        let path = self.dir.join("key");
         let key = read_key(&path)
             .transpose()
-            .unwrap_or_else(|| make_key(&dir, &path))
+            .unwrap_or_else(|| make_key(&self.dir, &path))
             .map_err(StoreError::io("read", &path))?;
-        Ok(Book { dir, key, memory })
+        *known = Some(key);
+        Ok(key)
+    }
+
+    fn make_dir(&self) -> Result<(), StoreError> {
+        match fs::DirBuilder::new().mode(0o700).create(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(StoreError::io("create", &self.dir)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether everybody may have what the repository has.
@@ -127,13 +144,14 @@ impl Book {
     ) -> Result<bool, StoreError> {
         let record = self.repository(repository)?;
         let now = now();
-        Ok(credentials.iter().any(|credential| {
-            let hash = self.hash(repository, credential);
-            record
-                .accepted
-                .iter()
-                .any(|accepted| accepted.until > now && accepted.hash == hash)
-        }))
+        for credential in credentials {
+            let hash = self.hash(repository, credential)?;
+            let mut accepted = record.accepted.iter();
+            if accepted.any(|accepted| accepted.until > now && accepted.hash == hash) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The repository gave content to somebody without credentials.
@@ -155,7 +173,7 @@ impl Book {
         repository: &str,
         credential: &Credential,
     ) -> Result<(), StoreError> {
-        let hash = self.hash(repository, credential);
+        let hash = self.hash(repository, credential)?;
         let now = now();
         let until = now.saturating_add(self.memory.as_secs());
         self.change_repository(repository, |record| {
@@ -205,6 +223,24 @@ impl Book {
         Ok(())
     }
 
+    /// The same of a local image: only where something is known of a layer, for
+    /// one that never was in a registry is nobody's secret.
+    pub(crate) fn note_delivered_locally(
+        &self,
+        source: &str,
+        diff_ids: &[String],
+    ) -> Result<(), StoreError> {
+        let known: Vec<String> = diff_ids
+            .iter()
+            .filter(|diff_id| self.layer_path(diff_id).exists())
+            .cloned()
+            .collect();
+        match known.is_empty() {
+            true => Ok(()),
+            false => self.note_delivered(source, &known),
+        }
+    }
+
     /// Whether whoever may have the repository's content may have this layer, if
     /// an image of the repository names it: the repository has delivered it
     /// itself, a public one has, or it never was in a registry.
@@ -223,17 +259,18 @@ impl Book {
         Ok(false)
     }
 
-    fn hash(&self, repository: &str, credential: &Credential) -> String {
-        match &credential.origin {
+    fn hash(&self, repository: &str, credential: &Credential) -> Result<String, StoreError> {
+        let key = self.key()?;
+        Ok(match &credential.origin {
             Origin::Node | Origin::Provider(_) => {
                 let mut hasher = Sha256::new();
-                hasher.update(self.key);
+                hasher.update(key);
                 hasher.update(FOR_ALL);
                 hasher.update(repository);
                 hex(&hasher.finalize())
             }
-            Origin::Pod | Origin::Command => hex(&credential.fingerprint(&self.key, repository)),
-        }
+            Origin::Pod | Origin::Command => hex(&credential.fingerprint(&key, repository)),
+        })
     }
 
     fn repository(&self, repository: &str) -> Result<RepositoryRecord, StoreError> {
@@ -274,6 +311,7 @@ impl Book {
 
     /// Held for a change, which reads and writes: other processes change too.
     fn lock(&self) -> Result<File, StoreError> {
+        self.make_dir()?;
         let path = self.dir.join("lock");
         let open = || -> io::Result<File> {
             let fd = rustix::fs::open(
@@ -356,7 +394,7 @@ mod tests {
     #[test]
     fn a_credential_counts_for_its_repository_and_its_time() {
         let root = tempfile::tempdir().unwrap();
-        let book = Book::open(root.path(), DAY).unwrap();
+        let book = Book::of(root.path(), DAY);
         let (right, wrong) = (
             credential(Origin::Pod, "right"),
             credential(Origin::Pod, "wrong"),
@@ -371,12 +409,8 @@ mod tests {
         assert!(!accepts(&book, "r/ab", &right));
         assert!(!book.accepts("r/a", &[]).unwrap());
         // Another process knows it too, and one that remembers nothing does not.
-        assert!(accepts(
-            &Book::open(root.path(), DAY).unwrap(),
-            "r/a",
-            &right
-        ));
-        let short = Book::open(root.path(), Duration::ZERO).unwrap();
+        assert!(accepts(&Book::of(root.path(), DAY), "r/a", &right));
+        let short = Book::of(root.path(), Duration::ZERO);
         short.note_accepted("r/b", &right).unwrap();
         assert!(!accepts(&book, "r/b", &right));
     }
@@ -384,7 +418,7 @@ mod tests {
     #[test]
     fn what_the_operator_gave_for_all_pods_counts_whatever_it_is_at_the_moment() {
         let root = tempfile::tempdir().unwrap();
-        let book = Book::open(root.path(), DAY).unwrap();
+        let book = Book::of(root.path(), DAY);
         let provider = |password| credential(Origin::Provider("cloud".to_owned()), password);
         book.note_accepted("r/a", &provider("of nine o'clock"))
             .unwrap();
@@ -404,7 +438,7 @@ mod tests {
     #[test]
     fn no_record_has_a_secret() {
         let root = tempfile::tempdir().unwrap();
-        let book = Book::open(root.path(), DAY).unwrap();
+        let book = Book::of(root.path(), DAY);
         book.note_accepted("r/a", &credential(Origin::Pod, "planted-secret"))
             .unwrap();
         let mut files = 0;
@@ -421,7 +455,7 @@ mod tests {
     #[test]
     fn the_oldest_credentials_are_forgotten_first() {
         let root = tempfile::tempdir().unwrap();
-        let book = Book::open(root.path(), DAY).unwrap();
+        let book = Book::of(root.path(), DAY);
         let numbered = |number: usize| credential(Origin::Pod, &number.to_string());
         for number in 0..=MAX_ACCEPTED {
             book.note_accepted("r/a", &numbered(number)).unwrap();
@@ -434,11 +468,11 @@ mod tests {
     #[test]
     fn a_repository_is_public_until_it_refuses() {
         let root = tempfile::tempdir().unwrap();
-        let book = Book::open(root.path(), DAY).unwrap();
+        let book = Book::of(root.path(), DAY);
         assert_eq!(book.is_public("r/a").unwrap(), Public::No);
         book.note_public("r/a").unwrap();
         assert_eq!(book.is_public("r/a").unwrap(), Public::Fresh);
-        let forgetful = Book::open(root.path(), Duration::ZERO).unwrap();
+        let forgetful = Book::of(root.path(), Duration::ZERO);
         assert_eq!(forgetful.is_public("r/a").unwrap(), Public::Stale);
         book.note_restricted("r/a").unwrap();
         assert_eq!(book.is_public("r/a").unwrap(), Public::No);
@@ -447,7 +481,7 @@ mod tests {
     #[test]
     fn a_layer_is_for_whom_its_bytes_were_delivered() {
         let root = tempfile::tempdir().unwrap();
-        let book = Book::open(root.path(), DAY).unwrap();
+        let book = Book::of(root.path(), DAY);
         let layer = "sha256:l".to_owned();
         let may = |repository: &str| book.may_reuse(repository, &layer).unwrap();
         assert!(may("r/a"), "it never was in a registry");
@@ -469,7 +503,7 @@ mod tests {
     #[test]
     fn a_damaged_record_allows_nothing() {
         let root = tempfile::tempdir().unwrap();
-        let book = Book::open(root.path(), DAY).unwrap();
+        let book = Book::of(root.path(), DAY);
         let right = credential(Origin::Pod, "right");
         book.note_accepted("r/a", &right).unwrap();
         book.note_public("r/b").unwrap();
@@ -493,7 +527,7 @@ mod tests {
     fn several_processes_make_one_key() {
         let root = tempfile::tempdir().unwrap();
         let keys: Vec<[u8; 32]> = std::thread::scope(|scope| {
-            let open = || Book::open(root.path(), DAY).unwrap().key;
+            let open = || Book::of(root.path(), DAY).key().unwrap();
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
             threads
                 .into_iter()
@@ -502,6 +536,6 @@ mod tests {
         });
         assert!(keys.iter().all(|key| key == &keys[0] && key != &[0; 32]));
         fs::write(root.path().join("access/key"), b"short").unwrap();
-        assert_ne!(Book::open(root.path(), DAY).unwrap().key, keys[0]);
+        assert_ne!(Book::of(root.path(), DAY).key().unwrap(), keys[0]);
     }
 }

@@ -18,8 +18,10 @@ mod jobs;
 mod promise;
 mod source;
 
+pub(crate) use access::Book;
 pub use jobs::JobError;
 pub(crate) use promise::Promises;
+pub(crate) use source::Local;
 
 use crate::chain::find;
 use crate::image::SourceError;
@@ -33,7 +35,7 @@ use crate::layer::seal::Format;
 use crate::layer::store::{Store, StoreError};
 use crate::layer::tree::Ownership;
 use crate::stage::{Progress, StageError, StageOptions, StagedImage, Stager};
-use access::{Book, Public};
+use access::Public;
 use jobs::{Handle, Jobs};
 use source::{Remote, Stored};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -176,22 +178,21 @@ pub struct Puller {
 struct Inner {
     store: Arc<Store>,
     registry: Arc<Registry>,
-    book: Book,
+    book: Arc<Book>,
     unpacking: Slots,
     stats: PullStats,
 }
 
 impl Puller {
-    /// Opens what the store knows of registries. Access that was seen counts for
-    /// `memory`; a job that nobody has waited for ends `abandoned_after` that.
-    pub fn new(
+    /// With what is known of access. A job that nobody has waited for ends
+    /// `abandoned_after` that.
+    pub(crate) fn new(
         store: Arc<Store>,
         registry: Arc<Registry>,
-        memory: Duration,
+        book: Arc<Book>,
         abandoned_after: Duration,
-    ) -> Result<Self, StoreError> {
-        let book = Book::open(store.root(), memory)?;
-        Ok(Puller {
+    ) -> Self {
+        Puller {
             inner: Arc::new(Inner {
                 store,
                 registry,
@@ -200,7 +201,7 @@ impl Puller {
                 stats: PullStats::default(),
             }),
             jobs: Jobs::new(abandoned_after),
-        })
+        }
     }
 
     /// What the pulls of this process came to.

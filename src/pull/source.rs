@@ -307,6 +307,60 @@ impl ImageSource for Stored<'_> {
     }
 }
 
+/// A local image that a pod named. Its own bytes it may have; those that another
+/// pod's secret brought from a registry are for whoever has them in the image too.
+#[derive(Debug)]
+pub(crate) struct Local<'a> {
+    source: &'a dyn ImageSource,
+    name: &'a str,
+    book: &'a Book,
+    read: Mutex<Vec<String>>,
+}
+
+impl<'a> Local<'a> {
+    pub(crate) fn new(source: &'a dyn ImageSource, name: &'a str, book: &'a Book) -> Self {
+        Local {
+            source,
+            name,
+            book,
+            read: Mutex::default(),
+        }
+    }
+
+    /// The image is staged, so all that was read is what it should be.
+    pub(crate) fn delivered(self) -> Result<(), StoreError> {
+        let read = self
+            .read
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.book.note_delivered_locally(self.name, &read)
+    }
+}
+
+impl ImageSource for Local<'_> {
+    fn image(&self, platform: &PlatformChoice) -> Result<Image, SourceError> {
+        self.source.image(platform)
+    }
+
+    fn open_layer(&self, image: &Image, index: usize) -> Result<Box<dyn Read + Send>, SourceError> {
+        self.source.open_layer(image, index)
+    }
+
+    fn prepare(&self, image: &Image, layers: &[usize]) -> Result<(), SourceError> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        for &index in layers {
+            read.push(layer(image, index)?.diff_id.to_string());
+        }
+        self.source.prepare(image, layers)
+    }
+
+    fn may_reuse(&self, diff_id: &Digest) -> Result<bool, SourceError> {
+        self.book
+            .may_reuse(self.name, &diff_id.to_string())
+            .map_err(notes)
+    }
+}
+
 /// Whether all of a blob has come and is what its digest says.
 fn is_sound(blob: &Arc<Blob>) -> bool {
     blob.wait().is_ok()

@@ -281,14 +281,19 @@ impl Volumes {
             None => crate::image::open(source),
         }
         .map_err(VolumeError::Source)?;
-        stager
-            .stage(
+        let name = source.to_string();
+        if asker.is_a_pod() {
+            return self.pulls.stage_local(
                 opened.as_ref(),
-                &source.to_string(),
+                &name,
                 &choice,
+                &stager,
                 format,
                 progress,
-            )
+            );
+        }
+        stager
+            .stage(opened.as_ref(), &name, &choice, format, progress)
             .map_err(VolumeError::Stage)
     }
 

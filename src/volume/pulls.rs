@@ -2,6 +2,7 @@
 
 use super::{Owner, PublishRequest, VolumeError};
 use crate::chain::Chain;
+use crate::image::ImageSource;
 use crate::image::credentials::{
     CommandCredentials, CredentialError, CredentialSettings, Keyring, NodeCredentials,
 };
@@ -11,7 +12,7 @@ use crate::image::reference::{ImageName, Source};
 use crate::image::registry::{Registry, RegistryError, RegistrySettings, Retry};
 use crate::layer::seal::Format;
 use crate::layer::store::Store;
-use crate::pull::{Promises, PullError, PullPolicy, Puller, Staging, Want};
+use crate::pull::{Book, Local, Promises, PullError, PullPolicy, Puller, Staging, Want};
 use crate::secret::Secret;
 use crate::stage::{Progress, Pulled, StagedImage, Stager};
 use crate::telemetry;
@@ -73,6 +74,16 @@ pub(super) enum Asker<'a> {
     },
 }
 
+impl Asker<'_> {
+    /// Whether the store is not the asker's own.
+    pub(super) fn is_a_pod(&self) -> bool {
+        match self {
+            Asker::Operator { .. } => false,
+            Asker::Volume { request, .. } => request.owner == Owner::Plugin,
+        }
+    }
+}
+
 impl<'a> Asker<'a> {
     pub(super) fn of(request: &'a PublishRequest, was: Option<&'a str>) -> Self {
         Asker::Volume { request, was }
@@ -86,6 +97,7 @@ pub(super) struct Pulls {
     store: Arc<Store>,
     options: PullOptions,
     promises: Promises,
+    book: Arc<Book>,
     running: Mutex<Option<Arc<Running>>>,
 }
 
@@ -100,6 +112,7 @@ impl Pulls {
     pub(super) fn new(store: Arc<Store>, options: PullOptions) -> Self {
         Pulls {
             promises: Promises::of(store.root()),
+            book: Arc::new(Book::of(store.root(), options.memory)),
             store,
             options,
             running: Mutex::default(),
@@ -170,10 +183,9 @@ impl Pulls {
         let puller = Puller::new(
             Arc::clone(&self.store),
             Arc::new(registry),
-            options.memory,
+            Arc::clone(&self.book),
             options.abandoned_after,
-        )
-        .map_err(PullError::Store)?;
+        );
         self.promises.clean().map_err(PullError::Store)?;
         let started = Arc::new(Running {
             puller,
@@ -271,6 +283,24 @@ impl Pulls {
             progress.pulled(&source.to_string(), &pulled);
         }
         Ok(found.image)
+    }
+
+    /// Makes a local image ready for a pod.
+    pub(super) fn stage_local(
+        &self,
+        source: &dyn ImageSource,
+        name: &str,
+        platform: &PlatformChoice,
+        stager: &Stager<'_>,
+        format: Format,
+        progress: &dyn Progress,
+    ) -> Result<StagedImage, VolumeError> {
+        let local = Local::new(source, name, &self.book);
+        let staged = stager
+            .stage(&local, name, platform, format, progress)
+            .map_err(VolumeError::Stage)?;
+        local.delivered().map_err(VolumeError::Store)?;
+        Ok(staged)
     }
 
     /// A volume is there, or gone: what it was promised does not matter any more.
