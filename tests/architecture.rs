@@ -117,6 +117,18 @@ const RULES: &[Rule] = &[
         forbidden: &[
             "crate::host",
             "crate::union",
+            "crate::pull",
+            "crate::volume",
+            "crate::csi",
+            "crate::cli",
+        ],
+        allowed: &[],
+    },
+    Rule {
+        part: "pull",
+        forbidden: &[
+            "crate::host",
+            "crate::union",
             "crate::volume",
             "crate::csi",
             "crate::cli",
@@ -339,7 +351,10 @@ const OWNED: &[(&str, &[&str])] = &[
     ("webpki_roots", &["image/registry", "cluster"]),
     ("rustix::mount", &["host/linux"]),
     ("rustix::termios", &["image/credentials/ask"]),
-    ("base64", &["image/credentials", "image/registry"]),
+    (
+        "base64",
+        &["image/credentials", "image/registry", "cluster"],
+    ),
     ("hmac", &["image/credentials"]),
     // YAML is read in one place, where its errors lose what they quote.
     ("serde_saphyr", &["yaml"]),
