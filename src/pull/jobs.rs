@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 /// anybody waits.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// How often a job's progress is logged, if there is any.
+const LOG_EVERY: Duration = Duration::from_secs(30);
+
 /// Why there is no outcome to be had of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum JobError {
@@ -259,7 +262,8 @@ impl<K: Eq + Hash, T: Clone + Send> Runner<K, T> {
         let (span, abandoned_after) = (&self.span, self.abandoned_after);
         let done = AtomicBool::new(false);
         let outcome = std::thread::scope(|scope| {
-            let watch = scope.spawn(|| watch(job, &done, abandoned_after));
+            let watching = || span.in_scope(|| watch(job, &done, abandoned_after));
+            let watch = scope.spawn(watching);
             let working = || span.in_scope(|| work(&job.handle));
             let outcome = catch_unwind(AssertUnwindSafe(working));
             done.store(true, Ordering::Release);
@@ -293,16 +297,28 @@ impl<K: Eq + Hash, T: Clone + Send> Runner<K, T> {
     }
 }
 
-/// Ends a job that nobody wants; says whether it did.
+/// Ends a job that nobody wants; says whether it did. Logs how far it is, until
+/// then.
 fn watch<T>(job: &Job<T>, done: &AtomicBool, abandoned_after: Duration) -> bool {
+    let mut logged = (Instant::now(), None);
     while !done.load(Ordering::Acquire) {
         let unwanted = job.lock().wanted.elapsed();
         match abandoned_after.checked_sub(unwanted) {
-            Some(left) if !left.is_zero() => std::thread::park_timeout(left),
+            Some(left) if !left.is_zero() => {
+                let until_log = LOG_EVERY.saturating_sub(logged.0.elapsed());
+                std::thread::park_timeout(left.min(until_log.max(LOOK_EVERY)));
+            }
             _ => {
                 job.handle.cancel.store(true, Ordering::Relaxed);
                 return true;
             }
+        }
+        if logged.0.elapsed() >= LOG_EVERY {
+            let shown = job.handle.lock().counters.as_ref().map(|all| all.summary());
+            if let Some(summary) = shown.filter(|shown| logged.1 != Some(*shown)) {
+                tracing::info!(progress = %summary, "pulling");
+            }
+            logged = (Instant::now(), shown);
         }
     }
     false
