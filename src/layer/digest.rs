@@ -22,9 +22,11 @@ const INITIAL: [u32; 8] = [
     0x5be0_cd19,
 ];
 
-/// Whether [`Sha256::update_both`] is faster than one stream after the other.
+/// Whether [`Sha256::update_both`] is faster than one stream after the other. In
+/// a debug build it is many times slower, for each instruction is a call there,
+/// while the `sha2` crate is optimised in all builds.
 pub(in crate::layer) fn gains_from_pairs() -> bool {
-    two::is_supported()
+    two::is_supported() && !cfg!(debug_assertions)
 }
 
 /// The digest of the bytes that came so far.
