@@ -12,6 +12,7 @@ mod support;
 use aufs_csi::host::linux::LinuxHost;
 use aufs_csi::host::{Host, MountCall};
 use aufs_csi::image::reference::Source;
+use aufs_csi::pull::PullPolicy;
 use aufs_csi::stage::StageOptions;
 use aufs_csi::union::probe::UnionRequest;
 use aufs_csi::union::{Features, MountPlan, MountStep};
@@ -65,11 +66,18 @@ fn compare() -> Result<ExitCode> {
             rootless: false,
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
+            pull: Default::default(),
         },
         Arc::new(LinuxHost),
     )?;
     let features = volumes.probe()?.features();
-    volumes.stage(&source, None, UnionRequest::Overlay, &())?;
+    volumes.stage(
+        &source,
+        None,
+        UnionRequest::Overlay,
+        PullPolicy::Always,
+        &(),
+    )?;
 
     println!("\noverlay of {LAYERS} layers, µs of {count} mounts in turn with as many bare ones");
     println!(
@@ -149,6 +157,7 @@ impl Publishing<'_> {
             volume_id: "bench".to_owned(),
             source: self.source.clone(),
             source_root: None,
+            pull: Default::default(),
             platform: None,
             target: self.base.join("target"),
             create_target: true,

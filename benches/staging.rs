@@ -16,6 +16,7 @@ mod support;
 use aufs_csi::host::linux::LinuxHost;
 use aufs_csi::image::reference::Source;
 use aufs_csi::layer::ingest::{self, StageTimes};
+use aufs_csi::pull::PullPolicy;
 use aufs_csi::stage::{Phase, Progress, StageOptions};
 use aufs_csi::union::probe::UnionRequest;
 use aufs_csi::volume::{VolumeOptions, Volumes};
@@ -139,6 +140,7 @@ fn child(layout: &Path, dir: &Path) -> Result<()> {
             rootless: false,
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
+            pull: Default::default(),
         },
         Arc::new(LinuxHost),
     )?;
@@ -147,7 +149,13 @@ fn child(layout: &Path, dir: &Path) -> Result<()> {
     let source: Source = format!("oci:{}:latest", layout.display()).parse()?;
     let clock = Clock::default();
     let (begun, cpu) = (Instant::now(), measure::own_cpu());
-    let staged = volumes.stage(&source, None, UnionRequest::Overlay, &clock)?;
+    let staged = volumes.stage(
+        &source,
+        None,
+        UnionRequest::Overlay,
+        PullPolicy::Always,
+        &clock,
+    )?;
     let wall = seconds(begun.elapsed());
     let cpu = measure::own_cpu() - cpu;
     let sealing = clock.0.into_inner().ok().flatten();

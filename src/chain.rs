@@ -20,6 +20,26 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
+/// The first error of a type among an error and its causes, also one that an
+/// [`io::Error`](std::io::Error) carries.
+pub fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // Its own source is that of what it carries, which would be passed over.
+        let carried = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        next = match carried {
+            Some(carried) => Some(carried),
+            None => error.source(),
+        };
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,5 +66,17 @@ mod tests {
             "failed to stage app: cannot read the blob: disk on fire"
         );
         assert_eq!(Chain(&error.source.0).to_string(), "disk on fire");
+    }
+
+    #[test]
+    fn an_error_is_found_behind_others() {
+        let carried = Middle(std::io::Error::other(std::fmt::Error));
+        let error = Outer {
+            image: "app",
+            source: carried,
+        };
+        assert!(find::<Middle>(&error).is_some());
+        assert!(find::<std::fmt::Error>(&error).is_some());
+        assert!(find::<std::num::ParseIntError>(&error).is_none());
     }
 }

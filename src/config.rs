@@ -1,13 +1,18 @@
 //! Flags and environment to a validated configuration. All faults of one are
 //! found at once, for whoever mends a manifest wants one round and not five.
 
+mod credentials;
 mod node;
+mod pull;
 
+pub use credentials::{CommandCredentialArgs, NodeCredentialArgs};
 pub use node::{NodeArgs, NodeConfig};
+pub use pull::PullArgs;
 
+use crate::image::registry::AllowError;
 use crate::stage::StageOptions;
 use crate::telemetry::{LogFormat, LogLevel, LogLevelError};
-use crate::volume::VolumeOptions;
+use crate::volume::{PullOptions, VolumeOptions};
 use clap::builder::BoolishValueParser;
 use std::path::{Component, PathBuf};
 
@@ -69,6 +74,18 @@ pub enum ConfigFault {
         /// The value.
         value: String,
     },
+    /// A proxy of the environment cannot be used.
+    #[error("{reason}")]
+    Proxy {
+        /// Why not.
+        reason: String,
+    },
+    /// A pattern of images that pods may name cannot be read.
+    #[error("cannot read --allow-registry")]
+    Pattern(#[source] AllowError),
+    /// There is no name in the credentials; they are not shown.
+    #[error("--creds has no name before the colon; write USER[:PASSWORD]")]
+    Creds,
     /// The log level cannot be read.
     #[error("cannot read --log-level")]
     LogLevel(#[source] LogLevelError),
@@ -235,6 +252,7 @@ impl StoreArgs {
                 rootless: self.rootless,
                 stage: StageOptions::default(),
                 host_proc: host_proc?,
+                pull: PullOptions::default(),
             },
             log_format,
             log_level: log_level.ok()?,
@@ -302,12 +320,22 @@ mod tests {
             endpoint: Some("tcp://x".to_owned()),
             kubelet_root: PathBuf::from("kubelet"),
             node_id: Some(String::new()),
+            allow_registry: Vec::new(),
+            credential_memory: "24h".to_owned(),
+            abandoned_after: "10m".to_owned(),
+            pull: PullArgs::default(),
             allow_local_images: vec!["/ok".into(), "images".into()],
             union: "btrfs".to_owned(),
             registration_dir: Some(PathBuf::from("/plugins/../registry")),
             kubelet_endpoint: Some(PathBuf::from("csi.sock")),
             no_registration: false,
             http_address: "localhost:http".to_owned(),
+            no_events: false,
+            kubeconfig: Some(PathBuf::from("kubeconfig")),
+            credentials: NodeCredentialArgs {
+                registry_credentials: Some(PathBuf::from("config.json")),
+                ..NodeCredentialArgs::default()
+            },
         };
         assert!(node.validate(&empty, &mut faults).is_none());
         let shown: Vec<String> = faults.iter().map(ToString::to_string).collect();
@@ -326,6 +354,8 @@ mod tests {
                 "--union is \"btrfs\"; it must be auto, aufs or overlay",
                 "--registration-dir \"/plugins/../registry\" is not an absolute path without ..",
                 "--http-address is \"localhost:http\"; it must be an IP address and a port, such as 127.0.0.1:9809 or [::]:9809, or empty",
+                "--kubeconfig \"kubeconfig\" is not an absolute path without ..",
+                "--registry-credentials \"config.json\" is not an absolute path without ..",
             ]
         );
     }

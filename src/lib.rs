@@ -4,21 +4,24 @@
 //! writable layer on top.
 //!
 //! Modules in reading order. Dependencies point one way:
-//! `main → cli, csi → volume → {layer, union, image} → host`.
+//! `main → cli → {probes, cluster, csi} → volume → {pull → stage → {layer, image}, union → host}`.
 
 pub mod chain;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod csi;
 pub mod host;
 pub mod image;
 pub mod layer;
 pub mod probes;
+pub mod pull;
 pub mod secret;
 pub mod stage;
 pub mod telemetry;
 pub mod union;
 pub mod volume;
+pub mod yaml;
 
 /// The plugin's name, as in the CSIDriver object and in pods. It never changes:
 /// pods and the records of kubelet have it.

@@ -13,18 +13,19 @@ mod sink;
 
 pub use descriptors::raise_descriptor_limit;
 pub use error::{Layers, StageError};
-pub use progress::{Phase, Progress};
+pub use progress::{Phase, Progress, Pulled};
 pub use sink::TakeError;
 
+use crate::image::digest::Digest;
 use crate::image::platform::PlatformChoice;
-use crate::image::{Image, ImageSource, LayerDescriptor};
+use crate::image::{Image, ImageSource, LayerContent, LayerDescriptor};
 use crate::layer::decompress::Compression;
 use crate::layer::index::{Attrs, Index};
 use crate::layer::ingest::{self, LayerJob, StageTimes};
 use crate::layer::limits::Limits;
 use crate::layer::seal::{self, Format, Sealed};
 use crate::layer::store::{
-    BranchId, BranchRecord, ImageRecord, Ingest, LayerEntry, ReferenceRecord, SealedForm, Store,
+    BranchId, BranchRecord, ImageRecord, Ingest, LayerEntry, SealedForm, Store,
 };
 use crate::layer::tree::Ownership;
 use branch::{branch_key, flat_key};
@@ -108,8 +109,11 @@ impl Stager<'_> {
         if let Some(record) = &known
             && let Some(form) = record.sealed.get(format.name())
             && self.is_usable(form)?
+            && may_reuse_all(source, &image)?
         {
-            self.note(name, platform, &manifest)?;
+            self.store
+                .note(name, &platform.to_string(), &manifest)
+                .map_err(StageError::Store)?;
             return Ok(StagedImage {
                 form: form.clone(),
                 image: record.clone(),
@@ -123,7 +127,9 @@ impl Stager<'_> {
             .store
             .put_form(new_record(&image), format.name(), form.clone())
             .map_err(StageError::Store)?;
-        self.note(name, platform, &manifest)?;
+        self.store
+            .note(name, &platform.to_string(), &manifest)
+            .map_err(StageError::Store)?;
         Ok(StagedImage {
             image: record,
             form,
@@ -145,30 +151,6 @@ impl Stager<'_> {
         Ok(true)
     }
 
-    fn note(
-        &self,
-        name: &str,
-        platform: &PlatformChoice,
-        manifest: &str,
-    ) -> Result<(), StageError> {
-        let platform = platform.to_string();
-        let known = self
-            .store
-            .reference(name, &platform)
-            .map_err(StageError::Store)?;
-        if known.is_some_and(|known| known.manifest == manifest) {
-            return Ok(());
-        }
-        self.store
-            .put_reference(&ReferenceRecord {
-                name: name.to_owned(),
-                platform,
-                manifest: manifest.to_owned(),
-                resolved: crate::layer::store::now(),
-            })
-            .map_err(StageError::Store)
-    }
-
     /// Fetches, seals and commits what is missing.
     fn build(
         &self,
@@ -180,7 +162,12 @@ impl Stager<'_> {
         let work = Ingest::begin(self.store).map_err(StageError::Store)?;
         let mut stored: HashMap<String, BranchRecord> = HashMap::new();
         for branch in self.store.branches().map_err(StageError::Store)? {
-            if let Some(diff_id) = branch.diff_id.clone() {
+            if let Some(diff_id) = branch.diff_id.clone()
+                && image
+                    .layers
+                    .iter()
+                    .any(|layer| layer.diff_id.to_string() == diff_id)
+            {
                 // Any form has the index; one that was only added to can be copied.
                 let entry = stored.entry(diff_id).or_insert_with(|| branch.clone());
                 if branch.additive {
@@ -191,6 +178,13 @@ impl Stager<'_> {
         let mut missing = Vec::new();
         for (number, layer) in image.layers.iter().enumerate() {
             let diff_id = layer.diff_id.to_string();
+            if stored.contains_key(&diff_id)
+                && !source
+                    .may_reuse(&layer.diff_id)
+                    .map_err(StageError::Source)?
+            {
+                stored.remove(&diff_id);
+            }
             let again = image.layers[..number]
                 .iter()
                 .any(|other| other.diff_id == layer.diff_id);
@@ -300,6 +294,7 @@ impl Stager<'_> {
         work: &Ingest,
         progress: &dyn Progress,
     ) -> Result<Vec<(usize, Unpacked)>, StageError> {
+        source.prepare(image, numbers).map_err(StageError::Source)?;
         let jobs = numbers
             .iter()
             .map(|&number| {
@@ -308,7 +303,7 @@ impl Stager<'_> {
                     index: number,
                     expected_digest: layer.digest.as_ref().map(|digest| *digest.bytes()),
                     expected_size: layer.size,
-                    diff_id: *layer.diff_id.bytes(),
+                    diff_id: *verified_as(layer).bytes(),
                     compression: compression(layer.compression),
                     open: Box::new(move || {
                         let reader: Box<dyn Read> =
@@ -317,7 +312,7 @@ impl Stager<'_> {
                     }),
                     consume: Box::new(move |stream| {
                         let limits = &self.options.limits;
-                        sink::take(work, number, self.ownership, limits, stream)
+                        sink::take(work, number, self.ownership, limits, layer, stream)
                     }),
                 }
             })
@@ -405,6 +400,19 @@ impl Stager<'_> {
     }
 }
 
+/// Whether every layer of an image may be the one that the store has.
+fn may_reuse_all(source: &dyn ImageSource, image: &Image) -> Result<bool, StageError> {
+    for layer in &image.layers {
+        if !source
+            .may_reuse(&layer.diff_id)
+            .map_err(StageError::Source)?
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn new_record(image: &Image) -> ImageRecord {
     ImageRecord {
         manifest: image.manifest_digest.to_string(),
@@ -421,6 +429,15 @@ fn new_record(image: &Image) -> ImageRecord {
             .collect(),
         created: crate::layer::store::now(),
         sealed: std::collections::BTreeMap::new(),
+    }
+}
+
+/// The digest that the uncompressed bytes of a layer have: of a file, that of the
+/// blob, which is the file.
+fn verified_as(layer: &LayerDescriptor) -> Digest {
+    match layer.content {
+        LayerContent::Tar => layer.diff_id,
+        LayerContent::File { .. } => layer.digest.unwrap_or(layer.diff_id),
     }
 }
 

@@ -2,7 +2,7 @@
 
 pub mod metrics;
 
-pub use metrics::{Holdings, Metrics};
+pub use metrics::{Holdings, Metrics, Pulls};
 
 use crate::chain::Chain;
 use std::io::IsTerminal;

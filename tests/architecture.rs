@@ -18,6 +18,19 @@ struct Rule {
 /// What only checks for fuzz targets use: files in memory.
 const MEMORY: &[&str] = &["rustix::fs::MemfdFlags", "rustix::fs::memfd_create"];
 
+/// What a pure part of talking to registries does without.
+const PURE: &[&str] = &[
+    "std::env",
+    "std::fs",
+    "std::net",
+    "std::path",
+    "std::process",
+    "std::time::SystemTime",
+    "rustix",
+    "tokio",
+    "reqwest::Client",
+];
+
 const RULES: &[Rule] = &[
     Rule {
         part: "host",
@@ -58,6 +71,35 @@ const RULES: &[Rule] = &[
         allowed: &[],
     },
     Rule {
+        part: "image/registry/allow",
+        forbidden: PURE,
+        allowed: &[],
+    },
+    Rule {
+        part: "image/registry/challenge",
+        forbidden: PURE,
+        allowed: &[],
+    },
+    Rule {
+        part: "image/registry/dates",
+        forbidden: PURE,
+        allowed: &["std::time"],
+    },
+    Rule {
+        part: "image/registry/proxy",
+        forbidden: PURE,
+        allowed: &[
+            "std::net::IpAddr",
+            "std::net::Ipv4Addr",
+            "std::net::Ipv6Addr",
+        ],
+    },
+    Rule {
+        part: "image/registry/hosts/parse",
+        forbidden: PURE,
+        allowed: &["std::path"],
+    },
+    Rule {
         part: "layer",
         forbidden: &[
             "crate::host",
@@ -72,6 +114,18 @@ const RULES: &[Rule] = &[
     },
     Rule {
         part: "stage",
+        forbidden: &[
+            "crate::host",
+            "crate::union",
+            "crate::pull",
+            "crate::volume",
+            "crate::csi",
+            "crate::cli",
+        ],
+        allowed: &[],
+    },
+    Rule {
+        part: "pull",
         forbidden: &[
             "crate::host",
             "crate::union",
@@ -119,6 +173,26 @@ const RULES: &[Rule] = &[
         allowed: &[],
     },
     Rule {
+        part: "cluster",
+        forbidden: &[
+            "rustix",
+            "crate::host",
+            "crate::image",
+            "crate::layer",
+            "crate::stage",
+            "crate::union",
+            "crate::volume",
+            "crate::csi",
+            "crate::cli",
+        ],
+        // What is told, and of whom.
+        allowed: &[
+            "crate::csi::events::PodEvents",
+            "crate::stage::Pulled",
+            "crate::volume::Pod",
+        ],
+    },
+    Rule {
         part: "config",
         forbidden: &["rustix", "crate::host"],
         allowed: &[],
@@ -135,6 +209,11 @@ const RULES: &[Rule] = &[
             "crate::csi",
         ],
         allowed: &[],
+    },
+    Rule {
+        part: "layer/digest",
+        forbidden: &["std::fs", "std::io", "std::path", "rustix", "crate::layer"],
+        allowed: &["crate::layer::digest"],
     },
     Rule {
         part: "layer/archive",
@@ -161,6 +240,7 @@ const RULES: &[Rule] = &[
             "crate::layer::ingest",
             "crate::layer::archive",
             "crate::layer::decompress",
+            "crate::layer::digest",
             "crate::layer::limits",
             "crate::layer::EntrySink",
             "rustix::time",
@@ -264,7 +344,25 @@ const OWNED: &[(&str, &[&str])] = &[
     ("hyper", &["probes"]),
     ("indicatif", &["cli"]),
     ("prometheus_client", &["telemetry"]),
+    // Connections are a registry's, or the API server's.
+    ("reqwest", &["image/registry", "cluster"]),
+    ("rustls", &["image/registry", "cluster"]),
+    ("toml", &["image/registry/hosts"]),
+    ("webpki_roots", &["image/registry", "cluster"]),
     ("rustix::mount", &["host/linux"]),
+    ("rustix::termios", &["image/credentials/ask"]),
+    (
+        "base64",
+        &["image/credentials", "image/registry", "cluster"],
+    ),
+    ("hmac", &["image/credentials"]),
+    // YAML is read in one place, where its errors lose what they quote.
+    ("serde_saphyr", &["yaml"]),
+    ("std::process::Command", &["image/credentials/exec"]),
+    (
+        "zeroize",
+        &["secret", "image/credentials", "image/registry"],
+    ),
 ];
 
 /// All sources of the program, as paths relative to `src`, with their text. What
@@ -493,6 +591,27 @@ fn libraries_stop_where_the_table_says() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     // A library that is found nowhere is misspelt, or gone.
     assert_eq!(seen, vec![true; OWNED.len()]);
+}
+
+/// Files that may have `unsafe` in them, each with its decision in docs/adr.
+const UNSAFE: &[&str] = &[
+    "host/linux/raw.rs",
+    "layer/decompress/isal.rs",
+    "layer/digest/two.rs",
+];
+
+#[test]
+fn unsafe_code_is_where_it_was_decided() {
+    let mut found: Vec<String> = Vec::new();
+    for (path, text) in sources() {
+        let code = text
+            .lines()
+            .map(|line| line.split("//").next().unwrap_or_default());
+        if code.flat_map(words).any(|word| word == "unsafe") {
+            found.push(path.to_str().unwrap().to_owned());
+        }
+    }
+    assert_eq!(found, UNSAFE);
 }
 
 #[test]

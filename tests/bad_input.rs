@@ -602,6 +602,7 @@ fn open(
                 ..StageOptions::default()
             },
             host_proc: "/proc".into(),
+            pull: Default::default(),
         },
         Arc::new(LinuxHost),
     )

@@ -163,6 +163,7 @@ fn publish_request(node: &Path, source: &Source, read_only: bool) -> PublishRequ
         volume_id: VOLUME.to_owned(),
         source: source.clone(),
         source_root: None,
+        pull: Default::default(),
         platform: None,
         target: target(node),
         create_target: true,

@@ -4,7 +4,7 @@
 //! Real fuzzing, with coverage, is in `fuzz/`.
 
 use aufs_csi::host::mountinfo;
-use aufs_csi::image::{fuzz, manifest, reference};
+use aufs_csi::image::{fuzz, manifest, reference, registry};
 use aufs_csi::layer::{archive, decompress, index, seal};
 use aufs_csi::volume::attributes;
 
@@ -131,6 +131,15 @@ fn docker_legacy() {
 }
 
 #[test]
+fn docker_config() {
+    smoke(
+        &fuzz::docker_config::seeds(),
+        16,
+        fuzz::docker_config::check,
+    );
+}
+
+#[test]
 fn oci_layout() {
     smoke(&fuzz::oci_layout::seeds(), 16, fuzz::oci_layout::check);
 }
@@ -138,6 +147,11 @@ fn oci_layout() {
 #[test]
 fn reference() {
     smoke(&reference::seeds(), 8, reference::check);
+}
+
+#[test]
+fn challenge() {
+    smoke(&registry::fuzz::seeds(), 8, registry::fuzz::check);
 }
 
 #[test]

@@ -140,6 +140,14 @@ async fn an_idle_plugin_has_little_memory_and_sleeps() {
         ..Default::default()
     };
     client.node_publish_volume(request).await.unwrap();
+    // That it cannot be dumped is read back in `secret`; that it is so from the
+    // beginning, here.
+    let limits = fs::read_to_string(format!("/proc/{}/limits", plugin.0.id())).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    let core: Vec<&str> = core.unwrap().split_whitespace().collect();
+    assert_eq!(core[4..6], ["0", "0"]);
     println!("after staging: {} KiB", plugin.field("RssAnon:"));
     let began = Instant::now();
     while plugin.field("RssAnon:") > MOST_KIB {

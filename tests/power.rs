@@ -13,6 +13,7 @@ mod support;
 
 use aufs_csi::host::linux::LinuxHost;
 use aufs_csi::image::reference::Source;
+use aufs_csi::pull::PullPolicy;
 use aufs_csi::stage::StageOptions;
 use aufs_csi::volume::{Owner, PublishRequest, VolumeOptions, Volumes};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +47,7 @@ fn open() -> Volumes {
         rootless: false,
         stage: StageOptions::default(),
         host_proc: "/proc".into(),
+        pull: Default::default(),
     };
     Volumes::open(options, Arc::new(LinuxHost)).unwrap_or_else(|e| panic!("{}", chain(&e)))
 }
@@ -117,6 +119,7 @@ fn request(number: u64, source: &Source) -> PublishRequest {
         volume_id: format!("volume-{number}"),
         source: source.clone(),
         source_root: None,
+        pull: Default::default(),
         platform: None,
         target: PathBuf::from(format!("/run/target-{number}")),
         create_target: true,
@@ -147,7 +150,7 @@ fn write() {
             println!("published {number}");
         } else {
             volumes
-                .stage(&source, None, union(), &())
+                .stage(&source, None, union(), PullPolicy::Always, &())
                 .unwrap_or_else(|e| panic!("{}", chain(&e)));
             println!("flushed {number}");
         }
@@ -176,7 +179,7 @@ fn check() {
     for number in flushed.saturating_sub(40).max(1)..=flushed + 3 {
         let source = source(number);
         let staged = volumes
-            .stage(&source, None, union(), &())
+            .stage(&source, None, union(), PullPolicy::Always, &())
             .unwrap_or_else(|e| panic!("{}", chain(&e)));
         if number <= flushed && number % 3 != 0 {
             assert_eq!(staged.fetched, 0, "image {number} was flushed and is lost");

@@ -19,7 +19,7 @@ use aufs_csi::csi::v1::volume_capability::access_mode::Mode;
 use aufs_csi::csi::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use aufs_csi::union::probe::UnionRequest;
 use aufs_csi::volume::ErrorKind;
-use fake::Fake;
+use fake::{Fake, Heard};
 use hyper_util::rt::TokioIo;
 use std::future::Future;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -42,6 +42,7 @@ struct Server {
     dir: tempfile::TempDir,
     fake: Arc<Fake>,
     observers: Observers,
+    heard: Arc<Heard>,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<Result<(), ServeError>>,
 }
@@ -68,7 +69,11 @@ impl Server {
         };
         change(&mut settings);
         let fake = Arc::new(Fake::default());
-        let observers = Observers::default();
+        let heard = Arc::new(Heard::default());
+        let observers = Observers {
+            events: heard.clone(),
+            ..Observers::default()
+        };
         observers.health.tested(Ok(()));
         let socket = Socket::bind(&dir.path().join("csi.sock")).await.unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -86,6 +91,7 @@ impl Server {
             dir,
             fake,
             observers,
+            heard,
             stop: Some(stop),
             serving,
         }
@@ -974,4 +980,41 @@ async fn stopping_does_not_wait_for_ever() {
         .unwrap();
     assert!(!server.path().exists());
     server.fake.open_gate();
+}
+
+#[tokio::test]
+async fn a_pod_is_told_of_pulls_and_failures_once() {
+    let server = Server::start().await;
+    server.fake.close_gate();
+    let first = server.publish_later(publish_request("csi-1")).await;
+    until("the work to begin", || server.fake.is_waiting()).await;
+    // The same again joins it, and is told nothing of its own.
+    let second = server.publish_later(publish_request("csi-1")).await;
+    server.fake.open_gate();
+    for call in [first, second] {
+        call.await.unwrap().unwrap();
+    }
+    let pulls = [
+        "default/pod 6f1f pulling app",
+        "default/pod 6f1f pulled app 7",
+    ];
+    assert_eq!(server.heard.lines(), pulls);
+    // What is there already needs no work.
+    server.publish(publish_request("csi-1")).await.unwrap();
+    assert_eq!(server.heard.lines().len(), 2);
+
+    server.fake.fail_with(Some(ErrorKind::NotFound));
+    let error = server.publish(publish_request("csi-2")).await.unwrap_err();
+    let wanted = format!("default/pod 6f1f failed: {}", error.message());
+    assert_eq!(server.heard.lines()[2..], [wanted]);
+    let mut wrong = publish_request("csi-2");
+    set(&mut wrong, "imgae", "x");
+    server.publish(wrong).await.unwrap_err();
+    assert!(server.heard.lines()[3].contains("\"imgae\""));
+    // It goes on, or is about a volume whose pod is going.
+    server.fake.fail_with(Some(ErrorKind::Aborted));
+    server.publish(publish_request("csi-2")).await.unwrap_err();
+    server.fake.fail_with(Some(ErrorKind::Unavailable));
+    server.unpublish("csi-1").await.unwrap_err();
+    assert_eq!(server.heard.lines().len(), 4);
 }

@@ -7,7 +7,7 @@ readonly CASES=(
     read_write read_only two_pods two_volumes container_restart deletion fs_group
     sub_path_mount statistics wrong_attribute kubelet_restart driver_restart
     driver_away force_delete killed_while_staging killed_while_publishing
-    killed_while_unpublishing
+    killed_while_unpublishing failed_event private_image slow_pull
 )
 # When the plugin is killed in one short operation: as soon as its record, or the
 # mount, shows how far it is, or so many milliseconds after it began.
@@ -15,24 +15,27 @@ readonly CASES=(
 
 # ---- what cases are written in -------------------------------------------
 
-# create_pod NAME VOLUME… [-- SPEC]: a VOLUME is NAME=IMAGE[,readOnly][,KEY=VALUE…]
-# and is mounted at /NAME; SPEC is more lines of the pod's spec.
+# create_pod NAME VOLUME… [-- SPEC]: a VOLUME is NAME=IMAGE[,readOnly][,secret=NAME]
+# [,KEY=VALUE…] and is mounted at /NAME; SPEC is more lines of the pod's spec. An
+# IMAGE without a slash is one of volumes/.
 create_pod() {
-    local pod=$1 volume name image options option read_only attributes volumes='' mounts=''
+    local pod=$1 volume name image options option read_only secret attributes volumes='' mounts=''
     shift
     while [[ $# -gt 0 && $1 != -- ]]; do
-        volume=$1 name=${1%%=*} read_only=false
+        volume=$1 name=${1%%=*} read_only=false secret=''
         shift
         IFS=, read -r image options <<<"${volume#*=}"
-        attributes="image: 'oci:$E2E_IMAGES/volumes/$image:1'"
+        [[ $image = */* ]] || image=oci:$E2E_IMAGES/volumes/$image:1
+        attributes="image: '$image'"
         IFS=, read -ra options <<<"$options"
         for option in "${options[@]}"; do
             case $option in
             readOnly) read_only=true ;;
+            secret=*) secret=", nodePublishSecretRef: {name: ${option#*=}}" ;;
             *) attributes+=", ${option%%=*}: '${option#*=}'" ;;
             esac
         done
-        volumes+="${volumes:+, }{name: $name, csi: {driver: $DRIVER_NAME, readOnly: $read_only, volumeAttributes: {$attributes}}}"
+        volumes+="${volumes:+, }{name: $name, csi: {driver: $DRIVER_NAME, readOnly: $read_only$secret, volumeAttributes: {$attributes}}}"
         mounts+="${mounts:+, }{name: $name, mountPath: /$name}"
     done
     shift || true

@@ -2,13 +2,16 @@
 # Makes the images of the cases, with tar and sha256sum:
 #
 #   DIR/volumes/<name>   OCI layouts, which pods name as oci:…/volumes/<name>:1
+#   DIR/registry         what registries serve: private/data:1 and public/slow:1
+#   DIR/slow-bytes       how large the latter is
 #   DIR/container.tar    what the containers run from: busybox, and nothing else
 #
-# usage: e2e/node/images.sh DIR BUSYBOX
+# usage: e2e/node/images.sh DIR TOOLS
 #   BIG_FILES    files of each of the images that take a while to stage
 set -euo pipefail
-out=${1:?usage: images.sh DIR BUSYBOX}
-busybox=${2:?usage: images.sh DIR BUSYBOX}
+out=${1:?usage: images.sh DIR TOOLS}
+tools=${2:?usage: images.sh DIR TOOLS}
+busybox=$tools/bin/busybox
 : "${BIG_FILES:=4000}"
 
 case $(uname -m) in
@@ -103,6 +106,25 @@ for number in 1 2 3; do
     volume_image "big-$number" "$base" "$big"
     rm -rf "$big"
 done
+
+# What pods are to pull: into a registry by skopeo, as anybody would.
+private=$scratch/private
+mkdir -p "$private/etc"
+echo private >"$private/etc/version"
+image "$scratch/pushed/private/data" '{}' '{"org.opencontainers.image.ref.name":"1"}' "$private"
+slow=()
+for number in 1 2 3; do
+    slow+=("$scratch/slow-$number")
+    mkdir -p "$scratch/slow-$number"
+    head -c $((number * 3000000)) /dev/urandom >"$scratch/slow-$number/random-$number"
+done
+mkdir "$scratch/slow-3/etc"
+echo slow >"$scratch/slow-3/etc/version"
+image "$scratch/pushed/public/slow" '{}' '{"org.opencontainers.image.ref.name":"1"}' "${slow[@]}"
+find "$scratch/pushed/public/slow/blobs" -type f -printf '%s\n' |
+    awk '{ sum += $1 } END { print sum }' >"$out/slow-bytes"
+here=$(cd "$(dirname "$0")" && pwd)
+"$here/push.sh" "$tools/bin/docker-registry" "$out/registry" "$scratch/pushed"
 
 container=$scratch/container
 mkdir -p "$container/bin" "$container"/{dev,etc,proc,sys,tmp}

@@ -25,7 +25,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 readonly KUBELET=/var/lib/kubelet STORE=/var/lib/aufs-csi RUN=/run/aufs-csi
 readonly NODE=node-a ADDRESS=10.99.0.1 DRIVER_NAME=aufs-csi.dev
 readonly CONTAINERD=/run/containerd/containerd.sock
-readonly PROBES=http://127.0.0.1:9809
+readonly PROBES=http://127.0.0.1:9809 CERTS=$E2E_DISK/certs.d
 export PATH=$E2E_K8S:$E2E_TOOLS/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export KUBECONFIG=$E2E_DISK/admin.kubeconfig HOME=$E2E_DISK
 
@@ -148,13 +148,29 @@ current-context: d
 CONFIG
 }
 
+# What the plugin has to reach the API server with: verified, and with no right
+# but that to make events.
+driver_kubeconfig() {
+    cat <<CONFIG
+apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "https://127.0.0.1:6443", certificate-authority: apiserver/apiserver.crt}}]
+users: [{name: u, user: {tokenFile: driver.token}}]
+contexts: [{name: d, context: {cluster: c, user: u}}]
+current-context: d
+CONFIG
+}
+
 start_apiserver() {
     cat >"$E2E_DISK/tokens" <<TOKENS
 admin-token,admin,admin,system:masters
 node-token,system:node:$NODE,$NODE,system:nodes
+driver-token,aufs-csi,aufs-csi
 TOKENS
     kubeconfig admin-token >"$E2E_DISK/admin.kubeconfig"
     kubeconfig node-token >"$E2E_DISK/node.kubeconfig"
+    driver_kubeconfig >"$E2E_DISK/driver.kubeconfig"
+    echo driver-token >"$E2E_DISK/driver.token"
     openssl ecparam -name prime256v1 -genkey -noout -out "$E2E_DISK/sa.key"
     # Nobody here makes service accounts, so no pod can wait for one.
     start apiserver kube-apiserver --etcd-servers http://127.0.0.1:2379 \
@@ -162,12 +178,16 @@ TOKENS
         --service-account-key-file "$E2E_DISK/sa.key" \
         --service-account-signing-key-file "$E2E_DISK/sa.key" \
         --service-account-issuer https://kubernetes.default.svc \
-        --service-cluster-ip-range 10.96.0.0/16 --authorization-mode AlwaysAllow \
+        --service-cluster-ip-range 10.96.0.0/16 --authorization-mode RBAC \
         --disable-admission-plugins ServiceAccount --allow-privileged \
         --bind-address 127.0.0.1 --advertise-address "$ADDRESS" \
         --kubelet-preferred-address-types InternalIP
     wait_for 90 "the API server" kubectl get --raw /readyz
     wait_for 30 "the default namespace" kubectl get namespace default
+    # kubelet's rights are not what is tried here.
+    kubectl create clusterrolebinding node --clusterrole=cluster-admin --group=system:nodes
+    kubectl create clusterrole driver --verb=create,patch --resource=events
+    kubectl create clusterrolebinding driver --clusterrole=driver --user=aufs-csi
 }
 
 start_kubelet() {
@@ -201,7 +221,8 @@ CONFIG
 }
 
 start_driver() {
-    start driver "$E2E_DRIVER" node --node-id "$NODE" --allow-local-images "$E2E_IMAGES"
+    start driver "$E2E_DRIVER" node --node-id "$NODE" --allow-local-images "$E2E_IMAGES" \
+        --kubeconfig "$E2E_DISK/driver.kubeconfig" --certs-dir "$CERTS"
     # One that was killed is still registered, so ask the new one, too.
     wait_for 60 "the plugin to be ready" is_ready
     wait_for 60 "the plugin's registration" is_registered
@@ -228,7 +249,7 @@ CSIDRIVER
 
 go_down() {
     local status=$? name
-    for name in driver kubelet apiserver; do stop "$name"; done
+    for name in driver kubelet apiserver private-registry plain-registry throttle; do stop "$name"; done
     # Containers and their shims outlive containerd; their cgroups must be empty
     # before run.sh can remove them.
     ctr -a "$CONTAINERD" -n k8s.io tasks list -q 2>/dev/null | while read -r task; do
@@ -240,14 +261,17 @@ go_down() {
 
 # shellcheck source=e2e/node/cases.sh
 . "$here/cases.sh"
+# shellcheck source=e2e/node/registry.sh
+. "$here/registry.sh"
 
 trap go_down EXIT
 say "kernel $(uname -r), union $E2E_UNION, $("$E2E_DRIVER" --version), $(kubelet --version)"
 prepare_machine
 start_etcd
 start_containerd
-start_apiserver
+start_apiserver >/dev/null
 say "the API server is ready"
+prepare_registries
 start_kubelet
 say "the node is ready"
 create_csidriver >/dev/null

@@ -36,6 +36,8 @@ install_programs() {
     done <<<'unshare util-linux
 ip iproute2
 openssl openssl
+python3 python3-minimal
+skopeo skopeo
 gzip gzip
 tar tar'
     [[ ${#packages[@]} -eq 0 ]] && return
@@ -56,7 +58,7 @@ fi
 mkdir -p "$WORK"
 "${as_root[@]}" rm -rf "$WORK/logs"
 mkdir "$WORK/logs"
-e2e/node/images.sh "$WORK/images" "$tools/bin/busybox"
+e2e/node/images.sh "$WORK/images" "$tools"
 
 exec "${as_root[@]}" env E2E_K8S="$binaries" E2E_TOOLS="$tools" \
     E2E_DRIVER="$(realpath "$E2E_DRIVER")" E2E_IMAGES="$WORK/images" E2E_LOGS="$WORK/logs" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints a directory whose bin/ has etcd, containerd, runc, the CNI plugins and
-# a static busybox: from this machine where it has them, else out of Debian's
+# Prints a directory whose bin/ has etcd, containerd, runc, the CNI plugins, a
+# registry and a static busybox: from this machine where it has them, else out of Debian's
 # packages. These are only unpacked, not installed, for installing them would
 # start services and could push out another container runtime.
 #
@@ -20,6 +20,7 @@ runc                     runc                        usr/sbin/runc
 ptp                      containernetworking-plugins usr/lib/cni/ptp
 host-local               containernetworking-plugins usr/lib/cni/host-local
 loopback                 containernetworking-plugins usr/lib/cni/loopback
+docker-registry          docker-registry             usr/bin/docker-registry
 busybox                  busybox-static              bin/busybox
 '
 

@@ -31,6 +31,7 @@ install_programs() {
     local packages=()
     command -v qemu-system-x86_64 >/dev/null || packages+=(qemu-system-x86)
     command -v mmdebstrap >/dev/null || packages+=(mmdebstrap)
+    command -v skopeo >/dev/null || packages+=(skopeo)
     PATH=$PATH:/usr/sbin:/sbin command -v mke2fs >/dev/null || packages+=(e2fsprogs)
     [[ ${#packages[@]} -eq 0 ]] && return
     command -v apt-get >/dev/null || die "please install: ${packages[*]}"
@@ -44,7 +45,7 @@ install_programs() {
 # same mirror, because the programs of tools.sh are this one's. Kept, for it
 # does not change; the machine's writes to it are thrown away.
 make_root() {
-    local include=iproute2,libseccomp2,mount,openssl release mirror components=main
+    local include=iproute2,libseccomp2,mount,openssl,python3-minimal release mirror components=main
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")
     [[ $(. /etc/os-release && echo "$ID") != ubuntu ]] || components=main,universe
     root=$PWD/.cache/node-vm/$release-$(sha256sum <<<"$include" | cut -c 1-8).img
@@ -79,9 +80,9 @@ make_job() {
     cp -L "$binaries"/{kubelet,kube-apiserver,kubectl} "$job/k8s"
     cp -RL "$tools" "$job/tools"
     install -m 0755 "$E2E_DRIVER" "$job/aufs-csi"
-    install -m 0755 e2e/node/{node.sh,cases.sh,vm-init} "$job/node"
+    install -m 0755 e2e/node/{node.sh,cases.sh,registry.sh,throttle.py,vm-init} "$job/node"
     # Small ones are big enough for a slow machine.
-    BIG_FILES=${BIG_FILES:-2000} e2e/node/images.sh "$job/images" "$tools/bin/busybox"
+    BIG_FILES=${BIG_FILES:-2000} e2e/node/images.sh "$job/images" "$tools"
     {
         printf 'export E2E_SLOW=%q\n' "$slow"
         printf 'export E2E_KILLS=%q\n' "${E2E_KILLS:-record mount 5}"

@@ -1,7 +1,7 @@
 //! Writes the seeds of every target to `corpus/<target>/`, next to this crate's manifest.
 
 use aufs_csi::host::mountinfo;
-use aufs_csi::image::{fuzz, manifest, reference};
+use aufs_csi::image::{fuzz, manifest, reference, registry};
 use aufs_csi::layer::{archive, decompress, index, seal};
 use aufs_csi::volume::attributes;
 use std::path::Path;
@@ -12,8 +12,10 @@ fn main() -> std::io::Result<()> {
     write("image_archive", &fuzz::image_archive::seeds())?;
     write("docker_manifest", &fuzz::docker_manifest::seeds())?;
     write("docker_legacy", &fuzz::docker_legacy::seeds())?;
+    write("docker_config", &fuzz::docker_config::seeds())?;
     write("oci_layout", &fuzz::oci_layout::seeds())?;
     write("reference", &reference::seeds())?;
+    write("challenge", &registry::fuzz::seeds())?;
     write("mountinfo", &mountinfo::seeds())?;
     write("attributes", &attributes::seeds())?;
     write("index", &index::check::seeds())?;

@@ -47,7 +47,7 @@ pub fn of(kind: ErrorKind) -> u8 {
         ErrorKind::FailedPrecondition => UNAVAILABLE,
         ErrorKind::ResourceExhausted | ErrorKind::Aborted | ErrorKind::Unavailable => TEMPORARY,
         ErrorKind::DataLoss => DATA,
-        ErrorKind::PermissionDenied => NO_PERMISSION,
+        ErrorKind::PermissionDenied | ErrorKind::Unauthenticated => NO_PERMISSION,
         ErrorKind::Internal => FAILURE,
     }
 }

@@ -26,7 +26,7 @@ use crate::image::platform::PlatformError;
 use crate::image::reference::ReferenceError;
 use crate::probes::BindError;
 use crate::telemetry;
-use crate::volume::{VolumeError, VolumeOptions, Volumes};
+use crate::volume::{PullOptions, VolumeError, VolumeOptions, Volumes};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::io;
@@ -54,7 +54,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Node(node::Args),
+    Node(Box<node::Args>),
     Check(check::Args),
     Stage(stage::Args),
     Mount(mount::Args),
@@ -237,8 +237,14 @@ impl Cli {
                 }
             }
             Command::Check(args) => check::run(opened(common, faults), &args),
-            Command::Stage(args) => stage::run(&opened(common, faults)?, &args),
-            Command::Mount(args) => mount::run(&opened(common, faults)?, &args),
+            Command::Stage(args) => {
+                let pull = args.pull_options(&config::environment, &mut faults);
+                stage::run(&pulling(common, pull, faults)?, &args)
+            }
+            Command::Mount(args) => {
+                let pull = args.pull_options(&config::environment, &mut faults);
+                mount::run(&pulling(common, pull, faults)?, &args)
+            }
             Command::Unmount(args) => unmount::run(&opened(common, faults)?, &args),
             Command::Images(args) => images::run(&opened(common, faults)?, &args),
             Command::Layers(args) => layers::run(&opened(common, faults)?, &args),
@@ -251,6 +257,21 @@ impl Cli {
 
 fn opened(common: Option<CommonConfig>, faults: Vec<ConfigFault>) -> Result<Volumes, CliError> {
     open(common.ok_or(CliError::Configuration(faults))?)
+}
+
+/// As [`opened`], for a command that pulls images.
+fn pulling(
+    common: Option<CommonConfig>,
+    pull: Option<PullOptions>,
+    faults: Vec<ConfigFault>,
+) -> Result<Volumes, CliError> {
+    match (common, pull) {
+        (Some(mut common), Some(pull)) => {
+            common.store.pull = pull;
+            open(common)
+        }
+        _ => Err(CliError::Configuration(faults)),
+    }
 }
 
 /// A volume by its id or, if none has that id, by the directory where it is, which

@@ -2,8 +2,9 @@
 
 use super::CliError;
 use super::progress::Shown;
-use super::stage::{Choice, source};
-use crate::volume::{Owner, PublishRequest, Volumes};
+use super::stage::{Choice, Pull, source};
+use crate::config::{CommandCredentialArgs, ConfigFault, Environment, PullArgs};
+use crate::volume::{Owner, PublishRequest, PullChoice, PullOptions, Volumes};
 use clap::builder::BoolishValueParser;
 use std::collections::BTreeMap;
 use std::io;
@@ -36,8 +37,31 @@ pub(super) struct Args {
         value_name = "ID"
     )]
     volume_id: Option<String>,
+    /// When an image of a registry is pulled: always, missing or never.
+    /// [default: always for a tag latest or none, else missing]
+    #[arg(long, env = "AUFS_CSI_PULL", hide_env_values = true, value_enum)]
+    pull: Option<Pull>,
     #[command(flatten)]
     choice: Choice,
+    #[command(flatten)]
+    registries: PullArgs,
+    #[command(flatten)]
+    credentials: CommandCredentialArgs,
+}
+
+impl Args {
+    pub(super) fn pull_options(
+        &self,
+        environment: Environment<'_>,
+        faults: &mut Vec<ConfigFault>,
+    ) -> Option<PullOptions> {
+        let options = self.registries.clone().validate(environment, faults);
+        let command = self.credentials.clone().validate(environment, faults);
+        Some(PullOptions {
+            command: command?,
+            ..options?
+        })
+    }
 }
 
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
@@ -61,6 +85,10 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
         source,
         // The operator named it.
         source_root: None,
+        pull: PullChoice {
+            policy: args.pull.map(Into::into),
+            ..PullChoice::default()
+        },
         platform,
         target: target.clone(),
         create_target: false,

@@ -2,6 +2,7 @@
 
 use super::CliError;
 use crate::chain::Chain;
+use crate::cluster::Events;
 use crate::config::{CommonConfig, NodeArgs, NodeConfig};
 
 use crate::csi::server::{
@@ -10,7 +11,7 @@ use crate::csi::server::{
 use crate::probes::{Probes, Watched};
 use crate::telemetry::{self, Metrics};
 use crate::volume::upkeep::{DOUBT, Upkeep};
-use crate::volume::{VolumeOptions, Volumes};
+use crate::volume::{PullOptions, VolumeOptions, Volumes};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -52,7 +53,14 @@ pub(super) fn run(common: CommonConfig, node: NodeConfig) -> Result<(), CliError
         .enable_all()
         .build()
         .map_err(CliError::Runtime)?;
-    let result = runtime.block_on(serve(common.store, node));
+    let options = VolumeOptions {
+        pull: PullOptions {
+            credentials: node.credentials.clone(),
+            ..node.pull.clone()
+        },
+        ..common.store
+    };
+    let result = runtime.block_on(serve(options, node));
     runtime.shutdown_timeout(THREADS_WITHIN);
     result
 }
@@ -82,7 +90,12 @@ impl Stop {
 async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError> {
     // Before any socket is there, so that no signal can miss its removal.
     let mut stop = Stop::new()?;
-    let observers = Observers::default();
+    let metrics = Metrics::default();
+    let observers = Observers {
+        events: Arc::new(events(&node, &metrics)),
+        metrics,
+        ..Observers::default()
+    };
     let known = Arc::new(OnceLock::new());
     // First of all, so that a long recovery is not taken for a hanging process.
     let _probes = answer_probes(&node, &observers, &known).await?;
@@ -122,6 +135,19 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
     })
     .await
     .map_err(CliError::Serve)
+}
+
+/// Events on pods, if they can be sent. Volumes do not depend on them, so the
+/// plugin serves without.
+fn events(node: &NodeConfig, metrics: &Metrics) -> Events {
+    let Some(place) = &node.api_server else {
+        tracing::info!("no events on pods: not in a cluster, or not wanted");
+        return Events::off();
+    };
+    Events::start(place, &node.node_id, metrics.clone()).unwrap_or_else(|error| {
+        tracing::error!(error = %Chain(&error), "no events on pods; --no-events means so");
+        Events::off()
+    })
 }
 
 /// A task that ends when it is not wanted any more.
@@ -189,6 +215,7 @@ fn count(volumes: Option<&Arc<Volumes>>, metrics: &Metrics) {
     let Some(volumes) = volumes else {
         return;
     };
+    metrics.pulls(&volumes.pulls());
     match volumes.holdings() {
         Ok(holdings) => metrics.holdings(&holdings),
         Err(error) => tracing::warn!(error = %Chain(&error), "cannot count volumes and layers"),
@@ -255,6 +282,9 @@ async fn keep_up(volumes: Arc<Volumes>, kubelet_root: PathBuf, metrics: Metrics)
             }
             if let Err(error) = volumes.flush() {
                 tracing::warn!(error = %Chain(&error), "cannot flush layers");
+            }
+            if let Err(error) = volumes.expire_downloads() {
+                tracing::warn!(error = %Chain(&error), "cannot remove old downloads");
             }
         })
         .await;

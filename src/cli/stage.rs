@@ -3,11 +3,13 @@
 use super::output::{self, OutputArgs};
 use super::progress::Shown;
 use super::{CliError, images};
+use crate::config::{CommandCredentialArgs, ConfigFault, Environment, PullArgs};
 use crate::image::platform::Platform;
 use crate::image::reference::Source;
 use crate::layer::store::BranchId;
+use crate::pull::PullPolicy;
 use crate::union::probe::UnionRequest;
-use crate::volume::Volumes;
+use crate::volume::{PullOptions, Volumes};
 use serde::Serialize;
 
 /// Verify images and unpack their layers into the store
@@ -19,8 +21,22 @@ pub(super) struct Args {
     /// The images.
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
+    /// When an image of a registry is pulled: always (its name is resolved, and
+    /// only what is missing is fetched), missing, or never.
+    #[arg(
+        long,
+        env = "AUFS_CSI_PULL",
+        hide_env_values = true,
+        value_enum,
+        default_value = "always"
+    )]
+    pull: Pull,
     #[command(flatten)]
     choice: Choice,
+    #[command(flatten)]
+    registries: PullArgs,
+    #[command(flatten)]
+    credentials: CommandCredentialArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -72,6 +88,24 @@ pub(super) enum Union {
     Overlay,
 }
 
+/// When an image is pulled, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Pull {
+    Always,
+    Missing,
+    Never,
+}
+
+impl From<Pull> for PullPolicy {
+    fn from(pull: Pull) -> Self {
+        match pull {
+            Pull::Always => PullPolicy::Always,
+            Pull::Missing => PullPolicy::IfNotPresent,
+            Pull::Never => PullPolicy::Never,
+        }
+    }
+}
+
 impl Union {
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -118,6 +152,21 @@ pub(super) fn source(text: &str) -> Result<Source, CliError> {
     Ok(source)
 }
 
+impl Args {
+    pub(super) fn pull_options(
+        &self,
+        environment: Environment<'_>,
+        faults: &mut Vec<ConfigFault>,
+    ) -> Option<PullOptions> {
+        let options = self.registries.clone().validate(environment, faults);
+        let command = self.credentials.clone().validate(environment, faults);
+        Some(PullOptions {
+            command: command?,
+            ..options?
+        })
+    }
+}
+
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
     // All names are read before the first image is staged.
     let sources: Vec<Source> = args
@@ -129,7 +178,13 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
     let mut staged = Vec::with_capacity(sources.len());
     for source in &sources {
         let shown = Shown::start();
-        let result = volumes.stage(source, platform.as_ref(), args.choice.union.into(), &shown);
+        let result = volumes.stage(
+            source,
+            platform.as_ref(),
+            args.choice.union.into(),
+            args.pull.into(),
+            &shown,
+        );
         shown.end();
         let image = result.map_err(CliError::volume("stage", &source.to_string()))?;
         staged.push(Line {

@@ -1,8 +1,12 @@
 //! The options of `node`.
 
-use super::{ConfigFault, Environment, MAX_SOCKET_PATH_BYTES, directory};
+use super::pull::{PullArgs, allow_list, duration};
+use super::{ConfigFault, Environment, MAX_SOCKET_PATH_BYTES, NodeCredentialArgs, directory};
+use crate::cluster::Place;
 use crate::csi::registration::{self, RegistrationSettings};
 use crate::csi::request::Policy;
+use crate::image::credentials::CredentialSettings;
+use crate::volume::PullOptions;
 use clap::builder::{BoolishValueParser, OsStringValueParser};
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -14,6 +18,10 @@ const DEFAULT_ENDPOINT: &str = "unix:///var/lib/kubelet/plugins/aufs-csi.dev/csi
 const REGISTRATION_DIR: &str = "plugins_registry";
 /// Where probes and metrics are served: for this node only.
 const DEFAULT_HTTP_ADDRESS: &str = "127.0.0.1:9809";
+/// How long access that a registry gave counts.
+const DEFAULT_CREDENTIAL_MEMORY: &str = "24h";
+/// After how long a pull ends that nobody waits for.
+const DEFAULT_ABANDONED_AFTER: &str = "10m";
 /// Longest node name in bytes, from the CSI specification.
 const MAX_NODE_ID_BYTES: usize = 256;
 
@@ -75,6 +83,45 @@ pub struct NodeArgs {
     )]
     pub union: String,
 
+    /// Image that pods may name: HOST, HOST/PATH/* or *.DOMAIN. Can be given
+    /// several times; in the variable, a comma is between two. Without it, all.
+    #[arg(
+        long,
+        env = "AUFS_CSI_ALLOW_REGISTRY",
+        hide_env_values = true,
+        value_name = "PATTERN",
+        value_delimiter = ',',
+        help_heading = "Registries"
+    )]
+    pub allow_registry: Vec<String>,
+
+    /// How long access that a registry gave to a pod counts for others with the
+    /// same credentials, before the registry is asked again.
+    #[arg(
+        long,
+        env = "AUFS_CSI_CREDENTIAL_MEMORY",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = DEFAULT_CREDENTIAL_MEMORY,
+        help_heading = "Registries"
+    )]
+    pub credential_memory: String,
+
+    /// After how long a pull ends that nobody has waited for.
+    #[arg(
+        long,
+        env = "AUFS_CSI_ABANDONED_AFTER",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = DEFAULT_ABANDONED_AFTER,
+        help_heading = "Registries"
+    )]
+    pub abandoned_after: String,
+
+    /// How registries are reached.
+    #[command(flatten)]
+    pub pull: PullArgs,
+
     /// Directory where kubelet looks for plugins; a socket is made there by which
     /// the plugin registers itself. [default: plugins_registry below --kubelet-root]
     #[arg(
@@ -115,6 +162,32 @@ pub struct NodeArgs {
         default_value = DEFAULT_HTTP_ADDRESS
     )]
     pub http_address: String,
+
+    /// Tell nothing to the API server. Otherwise, pulls and failures become
+    /// events on the pods if the plugin runs in a pod with a service account
+    /// (verbs create and patch of the resource events), or --kubeconfig is given.
+    #[arg(
+        long,
+        env = "AUFS_CSI_NO_EVENTS",
+        hide_env_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    pub no_events: bool,
+
+    /// How to reach the API server, as kubectl has it: a server with its
+    /// certificate authority, and a token or a client's certificate.
+    /// [default: what Kubernetes gives to the plugin's pod]
+    #[arg(
+        long,
+        env = "AUFS_CSI_KUBECONFIG",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Where credentials of registries are.
+    #[command(flatten)]
+    pub credentials: NodeCredentialArgs,
 }
 
 /// The configuration of the node plugin.
@@ -126,10 +199,16 @@ pub struct NodeConfig {
     pub node_id: String,
     /// What pods may do.
     pub policy: Policy,
+    /// How images come from registries.
+    pub pull: PullOptions,
     /// Where the plugin registers itself, if it does.
     pub registration: Option<RegistrationSettings>,
     /// Where probes and metrics are served, if anywhere.
     pub http_address: Option<SocketAddr>,
+    /// Which API server is told of events, if one is.
+    pub api_server: Option<Place>,
+    /// Where the node's credentials of registries are.
+    pub credentials: CredentialSettings,
 }
 
 impl NodeArgs {
@@ -178,6 +257,10 @@ impl NodeArgs {
                 expected: "auto, aufs or overlay",
             });
         }
+        let allow = allow_list(&self.allow_registry, faults);
+        let memory = duration("--credential-memory", &self.credential_memory, faults);
+        let abandoned_after = duration("--abandoned-after", &self.abandoned_after, faults);
+        let pull = self.pull.validate(environment, faults);
         let registration = (!self.no_registration).then(|| {
             let dir = match self.registration_dir {
                 Some(dir) => dir,
@@ -215,6 +298,15 @@ impl NodeArgs {
                 }
             },
         };
+        let kubeconfig = self
+            .kubeconfig
+            .map(|file| directory("--kubeconfig", Some(file), "", faults));
+        let api_server = match kubeconfig {
+            _ if self.no_events => None,
+            Some(file) => file.map(Place::Kubeconfig),
+            None => in_pod(environment),
+        };
+        let credentials = self.credentials.validate(faults);
         if faults.len() > before {
             return None;
         }
@@ -226,13 +318,29 @@ impl NodeArgs {
                 local_images,
                 union: union.ok()?,
             },
+            pull: pull.and_then(|mut pull| {
+                pull.registry.allow = allow;
+                pull.memory = memory?;
+                pull.abandoned_after = abandoned_after?;
+                Some(pull)
+            })?,
             registration: match registration {
                 Some(settings) => Some(settings?),
                 None => None,
             },
             http_address,
+            api_server,
+            credentials: credentials?,
         })
     }
+}
+
+/// Where Kubernetes says the API server is, to a process in a pod.
+fn in_pod(environment: Environment<'_>) -> Option<Place> {
+    Some(Place::Pod {
+        host: environment("KUBERNETES_SERVICE_HOST")?,
+        port: environment("KUBERNETES_SERVICE_PORT")?,
+    })
 }
 
 /// The path in `unix:///path`. Also read are `unix:/path` and, as other plugins
@@ -284,11 +392,18 @@ mod tests {
             kubelet_root: PathBuf::from("/var/lib/kubelet/"),
             node_id: Some("node-a".to_owned()),
             allow_local_images: Vec::new(),
+            allow_registry: Vec::new(),
+            credential_memory: DEFAULT_CREDENTIAL_MEMORY.to_owned(),
+            abandoned_after: DEFAULT_ABANDONED_AFTER.to_owned(),
+            pull: PullArgs::default(),
             union: "auto".to_owned(),
             registration_dir: None,
             kubelet_endpoint: None,
             no_registration: false,
             http_address: DEFAULT_HTTP_ADDRESS.to_owned(),
+            no_events: false,
+            kubeconfig: None,
+            credentials: NodeCredentialArgs::default(),
         }
     }
 
@@ -390,6 +505,37 @@ mod tests {
         args.registration_dir = Some(PathBuf::from(format!("/{}", "d".repeat(90))));
         assert!(args.validate(&empty, &mut faults).is_none());
         assert!(matches!(faults[..], [ConfigFault::SocketLength { .. }]));
+    }
+
+    #[test]
+    fn events_go_to_the_cluster_that_the_plugin_is_in_unless_told_otherwise() {
+        let pod = |name: &str| match name {
+            "KUBERNETES_SERVICE_HOST" => Some("10.96.0.1".to_owned()),
+            "KUBERNETES_SERVICE_PORT" => Some("443".to_owned()),
+            _ => None,
+        };
+        let to = |environment: Environment<'_>, no_events, file: Option<&str>| {
+            let args = NodeArgs {
+                no_events,
+                kubeconfig: file.map(PathBuf::from),
+                ..node_args()
+            };
+            let config = args.validate(environment, &mut Vec::new());
+            config.map(|config| config.api_server)
+        };
+        let in_pod = Place::Pod {
+            host: "10.96.0.1".to_owned(),
+            port: "443".to_owned(),
+        };
+        let in_file = Place::Kubeconfig(PathBuf::from("/etc/kubeconfig"));
+        assert_eq!(to(&empty, false, None), Some(None));
+        assert_eq!(to(&pod, false, None), Some(Some(in_pod)));
+        assert_eq!(
+            to(&pod, false, Some("/etc//kubeconfig")),
+            Some(Some(in_file))
+        );
+        assert_eq!(to(&pod, true, Some("/etc/kubeconfig")), Some(None));
+        assert_eq!(to(&pod, false, Some("kubeconfig")), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! node          decode → volumes → encode
 //! request       messages → typed requests (pure)
 //! operations    at most one operation per volume; it outlives the call that began it
+//! events        what is told about a pod's volume besides the answer
 //! health        what is right and wrong, for probes
 //! liveness      the plugin asked through its own socket
 //! status        the one table from errors to gRPC codes
@@ -18,6 +19,7 @@
 //! touches a filesystem but the socket. Disk work happens on threads of its own.
 
 mod authority;
+pub mod events;
 pub mod health;
 pub mod identity;
 pub mod liveness;

@@ -6,9 +6,10 @@ use super::v1::node_server::Node;
 use super::v1::node_service_capability::{Rpc, Type, rpc};
 use super::v1::volume_usage::Unit;
 use super::{VolumeService, status, v1};
+use crate::secret::Secret;
 use crate::volume::stats::Amount;
 use crate::volume::{Pod, UnpublishRequest};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 use tonic::{Code, Request, Response, Status};
@@ -54,7 +55,11 @@ impl<S: VolumeService> NodeService<S> {
         }
     }
 
-    async fn publish(&self, wanted: Wanted) -> Result<(), Status> {
+    async fn publish(
+        &self,
+        wanted: Wanted,
+        secrets: BTreeMap<String, Secret>,
+    ) -> Result<(), Status> {
         let volume_id = wanted.volume_id.clone();
         let operation = Operation::Publish(Box::new(wanted.clone()));
         let volumes = Arc::clone(&self.volumes);
@@ -65,7 +70,7 @@ impl<S: VolumeService> NodeService<S> {
                 if volumes.is_published(&wanted).map_err(failed)? {
                     return Ok(());
                 }
-                let request = request::publish(&wanted, &policy)
+                let request = request::publish(&wanted, secrets, &policy)
                     .map_err(|error| status::of_request(&error))?;
                 volumes.publish(&request, latest).map_err(failed)
             })
@@ -130,10 +135,10 @@ impl<S: VolumeService> Node for NodeService<S> {
             &request.target_path,
         );
         let result = match request::wanted(request) {
-            Ok(wanted) => {
+            Ok((wanted, secrets)) => {
                 call.pod = wanted.pod.clone();
                 let span = call.span();
-                self.publish(wanted).instrument(span).await
+                self.publish(wanted, secrets).instrument(span).await
             }
             Err(error) => Err(status::of_request(&error)),
         };

@@ -6,9 +6,11 @@ mod latest;
 
 pub(super) use latest::Latest;
 
+use super::events::PodEvents;
 use super::request::Wanted;
 use super::status;
 use crate::telemetry::Metrics;
+use crate::volume::Pod;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
@@ -16,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 use tracing::Instrument as _;
 
 /// How an operation ended.
@@ -36,6 +38,14 @@ impl Operation {
         match self {
             Operation::Publish(_) => "publishing the volume",
             Operation::Unpublish(_) => "unpublishing the volume",
+        }
+    }
+
+    /// The pod that is told of it: not of what becomes of a volume at its end.
+    fn pod(&self) -> Option<&Pod> {
+        match self {
+            Operation::Publish(wanted) => wanted.pod.as_ref(),
+            Operation::Unpublish(_) => None,
         }
     }
 }
@@ -58,6 +68,7 @@ pub(super) struct Operations {
     stop_within: Duration,
     stopping: watch::Receiver<bool>,
     metrics: Metrics,
+    events: Arc<dyn PodEvents>,
 }
 
 impl Operations {
@@ -66,6 +77,7 @@ impl Operations {
         stop_within: Duration,
         stopping: watch::Receiver<bool>,
         metrics: Metrics,
+        events: Arc<dyn PodEvents>,
     ) -> Self {
         Operations {
             running: Mutex::default(),
@@ -73,6 +85,7 @@ impl Operations {
             stop_within,
             stopping,
             metrics,
+            events,
         }
     }
 
@@ -102,7 +115,10 @@ impl Operations {
             };
             match operation {
                 // Whoever wants the volume gone means it, so that waits for its turn.
-                Operation::Unpublish(_) => drop(self.wait(&other, deadline).await?),
+                Operation::Unpublish(_) => {
+                    other.latest.give_up();
+                    drop(self.wait(&other, deadline).await?);
+                }
                 // Its caller tries again.
                 Operation::Publish(_) => {
                     return Err(status::in_progress(format!(
@@ -119,6 +135,8 @@ impl Operations {
     pub(super) async fn settle(&self, deadline: Instant) -> usize {
         let all: Vec<Arc<Running>> = self.lock().values().cloned().collect();
         for running in all {
+            // The image can come another time; what is mounted is mounted.
+            running.latest.give_up();
             let mut outcome = running.outcome.clone();
             // Either it ended or the time did; what is left is counted below.
             let _ = tokio::time::timeout_at(deadline, outcome.wait_for(Option::is_some)).await;
@@ -149,7 +167,10 @@ impl Operations {
             }
             Entry::Vacant(vacant) => vacant,
         };
-        let latest = Arc::new(Latest::default());
+        let told = operation
+            .pod()
+            .map(|pod| (Arc::clone(&self.events), pod.clone()));
+        let latest = Arc::new(Latest::new(told.clone()));
         let (sender, outcome) = watch::channel(None);
         let running = Arc::new(Running {
             operation: operation.clone(),
@@ -177,6 +198,13 @@ impl Operations {
             operations.lock().remove(&volume_id);
             operations.metrics.operation_ended();
             let code = outcome.as_ref().err().map(Status::code);
+            // Once for each operation, however many calls wait for it, and also
+            // where none does any more. What will be tried again is no failure.
+            if let (Some((events, pod)), Err(status)) = (told, &outcome)
+                && status.code() != Code::Aborted
+            {
+                events.failed(&pod, status.message());
+            }
             let error = outcome
                 .as_ref()
                 .err()
@@ -195,6 +223,7 @@ impl Operations {
 
     /// The operation's outcome, or why this call does not wait for it any longer.
     async fn wait(&self, running: &Running, deadline: Instant) -> Result<Outcome, Status> {
+        let _waiting = running.latest.wait();
         let mut outcome = running.outcome.clone();
         let mut stopping = self.stopping.clone();
         let stopped = async {

@@ -5,9 +5,10 @@ use super::v1;
 use super::v1::volume_capability::AccessType;
 use super::v1::volume_capability::access_mode::Mode;
 use crate::image::reference::Source;
+use crate::secret::Secret;
 use crate::union::probe::UnionRequest;
 use crate::volume::attributes::{AttributeError, Attributes};
-use crate::volume::{ErrorKind, Owner, Pod, PublishRequest, UnpublishRequest};
+use crate::volume::{ErrorKind, Owner, Pod, PublishRequest, PullChoice, UnpublishRequest};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
@@ -145,8 +146,16 @@ impl RequestError {
 
 /// Checks the form of a publish request: everything but the pod's attributes and
 /// what the operator allows, neither of which matters for a volume that is
-/// published already.
-pub fn wanted(request: v1::NodePublishVolumeRequest) -> Result<Wanted, RequestError> {
+/// published already. The pod's secrets come beside it, for they change.
+pub fn wanted(
+    request: v1::NodePublishVolumeRequest,
+) -> Result<(Wanted, BTreeMap<String, Secret>), RequestError> {
+    // First of all, so that whatever else is wrong they are wiped.
+    let secrets = request
+        .secrets
+        .into_iter()
+        .map(|(key, value)| (key, Secret::new(value)))
+        .collect();
     let volume_id = volume_id(request.volume_id)?;
     let target = target(&request.target_path)?;
     let capability = request.volume_capability.ok_or(RequestError::Missing {
@@ -203,7 +212,7 @@ pub fn wanted(request: v1::NodePublishVolumeRequest) -> Result<Wanted, RequestEr
         .into_iter()
         .filter(|(key, _)| !key.starts_with(KUBELET_PREFIX))
         .collect();
-    Ok(Wanted {
+    let wanted = Wanted {
         volume_id,
         target,
         read_only,
@@ -212,11 +221,16 @@ pub fn wanted(request: v1::NodePublishVolumeRequest) -> Result<Wanted, RequestEr
         attributes,
         is_ephemeral,
         pod,
-    })
+    };
+    Ok((wanted, secrets))
 }
 
 /// Checks the pod's attributes, and what the operator allows.
-pub fn publish(wanted: &Wanted, policy: &Policy) -> Result<PublishRequest, RequestError> {
+pub fn publish(
+    wanted: &Wanted,
+    secrets: BTreeMap<String, Secret>,
+    policy: &Policy,
+) -> Result<PublishRequest, RequestError> {
     if !is_below(&wanted.target, &policy.kubelet_root) {
         return Err(RequestError::TargetOutside {
             root: policy.kubelet_root.clone(),
@@ -238,6 +252,10 @@ pub fn publish(wanted: &Wanted, policy: &Policy) -> Result<PublishRequest, Reque
         volume_id: wanted.volume_id.clone(),
         source,
         source_root,
+        pull: PullChoice {
+            policy: attributes.pull_policy,
+            secrets,
+        },
         platform: attributes.platform,
         target: wanted.target.clone(),
         // kubelet makes the directory above, and leaves this one to the plugin.

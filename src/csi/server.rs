@@ -6,6 +6,7 @@
 
 use super::VolumeService;
 use super::authority::Localhost;
+use super::events::PodEvents;
 use super::health::Health;
 use super::identity::IdentityService;
 use super::node::NodeService;
@@ -75,12 +76,24 @@ pub enum ServeError {
 }
 
 /// What the services share with whoever watches them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Observers {
     /// What is right and wrong with the plugin.
     pub health: Health,
     /// Counts and durations of calls.
     pub metrics: Metrics,
+    /// Who tells of what happens to the volumes of pods; nobody by default.
+    pub events: Arc<dyn PodEvents>,
+}
+
+impl Default for Observers {
+    fn default() -> Self {
+        Observers {
+            health: Health::default(),
+            metrics: Metrics::default(),
+            events: Arc::new(()),
+        }
+    }
 }
 
 /// Serves calls until `stop` is ready; then takes no more of them, lets those
@@ -99,6 +112,7 @@ pub async fn serve<S: VolumeService>(
         settings.stop_within,
         stopping.clone(),
         observers.metrics.clone(),
+        Arc::clone(&observers.events),
     ));
     let services = Services {
         identity: IdentityServer::new(IdentityService::new(observers.health.clone())),

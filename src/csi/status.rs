@@ -38,6 +38,8 @@ pub fn code(kind: ErrorKind) -> Code {
         ErrorKind::Unavailable => Code::Unavailable,
         // The operator or a registry does not allow it.
         ErrorKind::PermissionDenied => Code::PermissionDenied,
+        // Another secret has to be given.
+        ErrorKind::Unauthenticated => Code::Unauthenticated,
         // Unexpected, and undone.
         ErrorKind::Internal => Code::Internal,
     }
@@ -110,6 +112,7 @@ mod tests {
             (ErrorKind::Aborted, true),
             (ErrorKind::Unavailable, true),
             (ErrorKind::PermissionDenied, false),
+            (ErrorKind::Unauthenticated, false),
             (ErrorKind::Internal, false),
         ] {
             assert_eq!(

@@ -1,5 +1,5 @@
-//! The real kernel. The only file that makes mount calls, and the only one
-//! with `unsafe`: three system calls that `rustix` does not offer.
+//! The real kernel. The only file that makes mount calls. Its part `raw` makes
+//! with `unsafe` three system calls that `rustix` does not offer.
 #![expect(
     clippy::disallowed_methods,
     reason = "this file is the one place where mount calls are made"

@@ -7,7 +7,7 @@ use super::files::{Files, Opened};
 use super::manifest::{Bounded, Compression, MAX_LAYERS, MAX_MANIFESTS, from_json, parse_config};
 use super::platform::{Platform, PlatformChoice};
 use super::reference::{ArchiveSelector, ImageName};
-use super::{Image, ImageSource, LayerDescriptor, printable};
+use super::{Image, ImageSource, LayerContent, LayerDescriptor, printable};
 use std::io::Read;
 
 #[cfg(any(test, feature = "testing"))]
@@ -92,6 +92,7 @@ impl Archive {
                 diff_id,
                 size: Some(opened.size),
                 compression: Compression::Sniff,
+                content: LayerContent::Tar,
             });
         }
         Ok(Image {

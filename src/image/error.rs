@@ -4,6 +4,7 @@ use super::digest::Digest;
 use super::files::tar::TarError;
 use super::manifest::{MAX_DOCUMENT_BYTES, ManifestError};
 use super::platform::Platform;
+use super::registry::RegistryError;
 use super::resolve::{MAX_DEPTH, MAX_DOCUMENTS};
 use std::io;
 use std::path::PathBuf;
@@ -11,11 +12,21 @@ use std::path::PathBuf;
 /// A step of reading an image failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The image is in a registry.
-    #[error(
-        "pulling from a registry is not built into this version; use oci:, oci-archive: or docker-archive:"
-    )]
-    Registry,
+    /// The image is in a registry, and was opened as a local one.
+    #[error("an image of a registry has to be pulled")]
+    NotLocal,
+    /// A registry did not give what was asked of it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// What has been noted about the image cannot be read or written.
+    #[error("what is known of the image's layers cannot be used: {reason}")]
+    Notes {
+        /// Why not.
+        reason: String,
+    },
+    /// A layer of an image that was thought to be in the store is not.
+    #[error("the store does not have all of the image's layers")]
+    NotStored,
     /// The path of a source is not in the directory that it must be in.
     #[error("{} is outside {}", path.display(), root.display())]
     OutsideRoot {

@@ -143,7 +143,7 @@ impl Layout {
             match self.resolve_entry(entry, choice) {
                 Ok(resolved) => match resolved.rank {
                     Some(rank) => fitting.push((rank, entry, resolved)),
-                    None => others.push(resolved.platform.to_string()),
+                    None => others.push(resolved.offered()),
                 },
                 Err(SourceError::NoPlatform { available, .. }) => others.extend(available),
                 Err(SourceError::Document {

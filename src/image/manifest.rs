@@ -12,9 +12,11 @@ use super::digest::{Digest, DigestError};
 use super::platform::Platform;
 use super::printable;
 
+mod artifact;
 mod config;
 mod raw;
 
+pub use artifact::LayerContent;
 pub use config::{ImageConfig, parse_config};
 pub(super) use raw::Bounded;
 use raw::{RawDescriptor, RawDocument};
@@ -32,6 +34,8 @@ const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// Of everything that [`parse_document`] reads.
+pub(super) const MEDIA_TYPES: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
 const DOCKER_SCHEMA1: [&str; 2] = [
     "application/vnd.docker.distribution.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v1+prettyjws",
@@ -83,11 +87,23 @@ pub enum ManifestError {
         /// What it was called, shortened.
         media_type: String,
     },
-    /// A manifest, but of something else than an image.
-    #[error("{artifact:?} is not a container image but another artifact, which cannot be mounted")]
+    /// A manifest, but of something else than an image or files.
+    #[error(
+        "{artifact:?} is not a container image but another artifact, and its layers are not all files with a title, so it cannot be mounted"
+    )]
     Artifact {
         /// Type of the artifact or of its config, shortened.
         artifact: String,
+    },
+    /// A layer of an artifact cannot be the file that its title says.
+    #[error("layer {} cannot be a file of the title {title:?}: {reason}", index + 1)]
+    Title {
+        /// Which layer, 0 the first; the text counts from 1.
+        index: usize,
+        /// Its title, shortened.
+        title: String,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// A layer whose bytes are elsewhere than in the image.
     #[error(
@@ -209,13 +225,15 @@ impl IndexEntry {
     }
 }
 
-/// The manifest of an image.
+/// The manifest of an image, or of an artifact that consists of files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
-    /// Its config.
+    /// Its config; an artifact's says nothing about its layers.
     pub config: Descriptor,
     /// Its layers, the lowest first.
     pub layers: Vec<ManifestLayer>,
+    /// Whether it is no image.
+    pub is_artifact: bool,
 }
 
 /// One layer of a [`Manifest`].
@@ -227,6 +245,10 @@ pub struct ManifestLayer {
     pub size: u64,
     /// How the blob is compressed.
     pub compression: Compression,
+    /// What the blob is.
+    pub content: LayerContent,
+    /// What stands for its diffID where no config has one: in artifacts.
+    pub diff_id: Option<Digest>,
 }
 
 /// How a layer's bytes are compressed.
@@ -338,28 +360,27 @@ fn manifest(raw: RawDocument, docker: bool) -> Result<Manifest, ManifestError> {
         "" | "application/octet-stream" => docker,
         _ => false,
     };
-    if !is_image {
-        let artifact = if artifact_type.is_empty() {
-            &config_type
-        } else {
-            &artifact_type
-        };
-        return Err(ManifestError::Artifact {
-            artifact: printable(artifact),
-        });
-    }
     let layers = raw.layers.unwrap_or_default().into_inner();
+    let layers = if is_image {
+        let layers = layers.into_iter().enumerate();
+        layers
+            .map(|(index, layer)| manifest_layer(index, layer))
+            .collect::<Result<_, _>>()?
+    } else {
+        let artifact = match artifact_type.as_str() {
+            "" => &config_type,
+            artifact => artifact,
+        };
+        artifact::layers(artifact, layers)?
+    };
     Ok(Manifest {
         config: Descriptor {
             digest: parse_digest(&config.digest, || "config".to_owned())?,
             media_type: config_type,
             size: config.size,
         },
-        layers: layers
-            .into_iter()
-            .enumerate()
-            .map(|(index, layer)| manifest_layer(index, layer))
-            .collect::<Result<_, _>>()?,
+        layers,
+        is_artifact: !is_image,
     })
 }
 
@@ -390,6 +411,8 @@ fn manifest_layer(index: usize, raw: RawDescriptor) -> Result<ManifestLayer, Man
         digest: parse_digest(&raw.digest, || format!("layer {}", index + 1))?,
         size: raw.size,
         compression,
+        content: LayerContent::Tar,
+        diff_id: None,
     })
 }
 

@@ -8,6 +8,7 @@
 //! resolve     from an index to the one manifest and config of a platform
 //! layout      OCI layouts, as directories and tars
 //! docker      tars of `docker save`
+//! credentials what may be shown to a registry, and where it comes from
 //! ```
 //!
 //! **Invariant:** a manifest or config is used only after its digest was
@@ -31,6 +32,7 @@ pub(crate) mod testdata;
 /// What fuzz targets check of the parsers that nothing outside of here uses.
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz {
+    pub use super::credentials::check as docker_config;
     pub use super::docker::check as docker_manifest;
     pub use super::docker::legacy::check as docker_legacy;
     pub use super::files::tar::check as image_archive;
@@ -39,7 +41,7 @@ pub mod fuzz {
 
 pub use error::SourceError;
 pub use files::tar::TarError;
-pub use manifest::Compression;
+pub use manifest::{Compression, LayerContent};
 pub use resolve::{Documents, MAX_DEPTH, MAX_DOCUMENTS, Resolved, resolve};
 
 use digest::Digest;
@@ -58,7 +60,8 @@ pub struct Image {
     /// digest stands here. (An archive of before Docker 1.10 has no config
     /// either: one is derived from what it has, and that one's digest is used.)
     pub manifest_digest: Digest,
-    /// The config's bytes, as they were verified.
+    /// The config's bytes, as they were verified; none of an artifact that
+    /// consists of files.
     pub config: Vec<u8>,
     /// Their digest.
     pub config_digest: Digest,
@@ -73,12 +76,15 @@ pub struct Image {
 pub struct LayerDescriptor {
     /// Digest of the blob as it is compressed; none where the source gives none.
     pub digest: Option<Digest>,
-    /// Digest of the uncompressed tar.
+    /// Digest of the uncompressed tar; of a layer that is a file, what stands for
+    /// it (see [`LayerContent`]).
     pub diff_id: Digest,
     /// Size of the blob in bytes.
     pub size: Option<u64>,
     /// How the blob is compressed.
     pub compression: Compression,
+    /// What the blob is.
+    pub content: LayerContent,
 }
 
 /// Where one image comes from.
@@ -94,6 +100,21 @@ pub trait ImageSource: Send + Sync + std::fmt::Debug {
         image: &Image,
         index: usize,
     ) -> Result<Box<dyn std::io::Read + Send>, SourceError>;
+
+    /// These layers of `image` are about to be opened, each once. What can be
+    /// begun now should be, and what cannot come at all refused.
+    fn prepare(&self, image: &Image, layers: &[usize]) -> Result<(), SourceError> {
+        let _ = (image, layers);
+        Ok(())
+    }
+
+    /// Whether a layer that the store has can stand for the one that an image of
+    /// this source names; else it has to come from the source, as proof that it
+    /// can.
+    fn may_reuse(&self, diff_id: &Digest) -> Result<bool, SourceError> {
+        let _ = diff_id;
+        Ok(true)
+    }
 }
 
 /// Opens a source that the operator named: its path is taken as it is, and
@@ -118,7 +139,7 @@ fn open_at(
 ) -> Result<Box<dyn ImageSource>, SourceError> {
     let name = source.to_string();
     match source {
-        Source::Registry(_) => Err(SourceError::Registry),
+        Source::Registry(_) => Err(SourceError::NotLocal),
         Source::OciDirectory { path, selector } => {
             let files = Files::directory(locate(path)?)?;
             Ok(Box::new(layout::Layout::open(

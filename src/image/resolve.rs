@@ -32,7 +32,7 @@ pub struct Resolved {
     pub manifest: Manifest,
     /// Its digest.
     pub manifest_digest: Digest,
-    /// The config's bytes.
+    /// The config's bytes; none of an artifact.
     pub config_bytes: Vec<u8>,
     /// What they say.
     pub config: ImageConfig,
@@ -43,6 +43,14 @@ pub struct Resolved {
 }
 
 impl Resolved {
+    /// What it is for, in the words of an error.
+    pub(super) fn offered(&self) -> String {
+        if self.manifest.is_artifact && self.platform.is_unspecified() {
+            return "an artifact of files".to_owned();
+        }
+        self.platform.to_string()
+    }
+
     /// The image under the name `name`.
     pub fn into_image(self, name: String) -> Image {
         let layers = self.manifest.layers.iter().zip(&self.config.diff_ids);
@@ -56,6 +64,7 @@ impl Resolved {
                     diff_id: *diff_id,
                     size: Some(layer.size),
                     compression: layer.compression,
+                    content: layer.content.clone(),
                 })
                 .collect(),
             config: self.config_bytes,
@@ -77,8 +86,10 @@ pub fn resolve(
     let best = match search.parse(root)? {
         Document::Manifest(manifest) => {
             let resolved = search.load_config(root.digest, manifest, stated)?;
-            search.available.push(resolved.platform.to_string());
-            choice.takes_single(&resolved.platform).then_some(resolved)
+            search.available.push(resolved.offered());
+            let is_for_all = resolved.manifest.is_artifact && resolved.platform.is_unspecified();
+            let fits = is_for_all || choice.takes_single(&resolved.platform);
+            fits.then_some(resolved)
         }
         Document::Index(entries) => search.best_of(root.digest, &entries)?,
     };
@@ -218,7 +229,7 @@ impl<'a> Search<'a> {
             Ok(Document::Manifest(manifest)) => {
                 let resolved = self.load_config(digest, manifest, stated)?;
                 if resolved.rank.is_none() {
-                    self.available.push(resolved.platform.to_string());
+                    self.available.push(resolved.offered());
                     return Ok(None);
                 }
                 Ok(Some(resolved))
@@ -242,6 +253,9 @@ impl<'a> Search<'a> {
         manifest: Manifest,
         stated: Option<&Platform>,
     ) -> Result<Resolved, SourceError> {
+        if let Some(diff_ids) = manifest.own_diff_ids() {
+            return Ok(self.artifact(manifest_digest, manifest, diff_ids, stated));
+        }
         let config_bytes = self.load(&manifest.config)?;
         let config = parse_config(&config_bytes).map_err(document(manifest.config.digest))?;
         config
@@ -256,6 +270,32 @@ impl<'a> Search<'a> {
             config,
             platform,
         })
+    }
+}
+
+impl Search<'_> {
+    /// Files are for every platform, unless an index says something else. Beside
+    /// images in an index, they are what was added to those: signatures, lists of
+    /// parts. Their config has no bearing on the files, and is not read.
+    fn artifact(
+        &self,
+        manifest_digest: Digest,
+        manifest: Manifest,
+        diff_ids: Vec<Digest>,
+        stated: Option<&Platform>,
+    ) -> Resolved {
+        let platform = stated.cloned().unwrap_or_else(|| Platform::new("", "", ""));
+        Resolved {
+            rank: stated.and_then(|stated| self.choice.rank(stated)),
+            manifest,
+            manifest_digest,
+            config_bytes: Vec::new(),
+            config: ImageConfig {
+                platform: platform.clone(),
+                diff_ids,
+            },
+            platform,
+        }
     }
 }
 

@@ -120,6 +120,16 @@ impl Node {
     pub fn is_dir(&self) -> bool {
         matches!(self, Node::Directory { .. } | Node::Implied)
     }
+
+    /// The number of the inode, of what can have several names.
+    pub fn inode(&self) -> Option<u64> {
+        match self {
+            Node::File { inode, .. }
+            | Node::Symlink { inode, .. }
+            | Node::Special { inode, .. } => Some(*inode),
+            Node::Directory { .. } | Node::Implied | Node::ForeignLink { .. } => None,
+        }
+    }
 }
 
 /// One statement of a layer about one path.
@@ -150,7 +160,8 @@ pub struct Record {
     pub cleared: u64,
     /// Order of the first entry that stood here, an implied directory included,
     /// where there were several. Of those that were replaced nothing else is
-    /// kept.
+    /// kept. Without a `node`: something other than an implied directory was
+    /// here and went with a directory above.
     pub first: Option<u64>,
     /// Target of the last hard link into the layers below that stood here and
     /// was replaced; empty for none. What came by way of it, or is a link to
@@ -162,6 +173,17 @@ impl Record {
     /// Order of the first entry that stood here.
     pub fn first(&self) -> u64 {
         self.first.unwrap_or(self.seq)
+    }
+
+    /// Nothing of the layers below shows here: a marker says so, or something
+    /// else stood here before the directory that does now, which began empty.
+    pub fn hides(&self) -> bool {
+        self.whiteout || self.cleared > 0
+    }
+
+    /// Something stood here that nothing is known of any more.
+    pub fn is_lost(&self) -> bool {
+        self.node.is_none() && self.first.is_some()
     }
 
     /// From which entry on there is what the record says. A directory is

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! reading    blob → chunks → decoder → chunks       (Open, limits on sizes)
-//! hashing    the same chunks, shared                (both digests)
+//! hashing    the same chunks, shared                (both digests; see `hashing`)
 //! consuming  chunks → tar parser → sink             (the caller's code)
 //! ```
 //!
@@ -22,6 +22,7 @@
 
 mod buffer;
 mod error;
+mod hashing;
 mod progress;
 mod source;
 mod stages;
@@ -38,6 +39,7 @@ pub use timing::{Spent, StageTimes};
 use super::decompress::{Compression, Format};
 use super::limits::Limits;
 use buffer::Pool;
+use hashing::Hashing;
 use std::any::Any;
 use std::cell::Cell;
 use std::error::Error;
@@ -193,6 +195,7 @@ pub fn ingest_layers<T: Send, E: Error + Send + 'static>(
         cancel,
         limits: &options.limits,
         progress,
+        hashing: Hashing::new(),
     };
     let mut outcomes: Vec<(usize, LayerOutcome<T>)> = Vec::with_capacity(count);
     thread::scope(|scope| {
@@ -232,6 +235,7 @@ struct Shared<'a, 'j, T, E: Error + 'static> {
     cancel: &'a AtomicBool,
     limits: &'a Limits,
     progress: &'a Progress,
+    hashing: Hashing,
 }
 
 impl<T: Send, E: Error + Send + 'static> Shared<'_, '_, T, E> {
@@ -285,13 +289,13 @@ impl<T: Send, E: Error + Send + 'static> Shared<'_, '_, T, E> {
         let (index, name, compression) = (job.index, job.name(), job.compression());
         let stopped = || self.stopped();
         let count = |bytes| self.progress.add(index, bytes);
-        let (hasher, work) = channel();
+        let (intake, hasher) = self.hashing.open();
         let (writer, blocks) = channel();
         let (verdict_sender, verdict) = channel();
 
         thread::scope(|scope| {
             let hashing = self.spawn(scope, "hashing", index, name, move || {
-                let hashed = stages::hash(&work, job.expected_digest, job.diff_id)?;
+                let hashed = stages::hash(hasher, job.expected_digest, job.diff_id)?;
                 // The consumer is gone only if it failed.
                 let _ = verdict_sender.send(hashed.0);
                 Ok(hashed)
@@ -324,7 +328,7 @@ impl<T: Send, E: Error + Send + 'static> Shared<'_, '_, T, E> {
                 tar_pool,
                 count: &count,
                 stopped: &stopped,
-                hasher,
+                hasher: intake,
                 writer,
             };
             let read = self.guard("reading", index, name, || reading.run(job.open));

@@ -14,6 +14,7 @@ pub mod apply;
 pub mod archive;
 pub mod changes;
 pub mod decompress;
+mod digest;
 pub mod index;
 pub mod ingest;
 pub mod limits;

@@ -194,6 +194,18 @@ impl<R: RecordSink> Unpacker<R> {
         })
     }
 
+    /// Notes that entry `seq` went through `path` by way of this layer's own
+    /// links: where one of the layers below has a link there, that leads
+    /// elsewhere.
+    fn note_passed(&mut self, path: Vec<u8>, seq: u64) -> Result<(), UnpackError> {
+        self.record(&Record {
+            path,
+            seq,
+            displaced: true,
+            ..Record::default()
+        })
+    }
+
     fn node(&mut self, entry: Entry, path: &[u8], seq: u64) -> Result<(), UnpackError> {
         if path.is_empty() {
             if entry.kind != EntryKind::Directory {
@@ -218,7 +230,14 @@ impl<R: RecordSink> Unpacker<R> {
         let place = index::join(self.cursor.path(), name);
         match entry.kind {
             EntryKind::File => self.create_file(entry, place, Target::Tree { seq }),
-            EntryKind::Directory => self.create_directory(entry, place, seq),
+            EntryKind::Directory => {
+                if place != path {
+                    // Markers may be below either name of it.
+                    self.note_passed(path.to_vec(), seq)?;
+                    self.note_passed(place.clone(), seq)?;
+                }
+                self.create_directory(entry, place, seq)
+            }
             EntryKind::Symlink => self.create_symlink(entry, place, seq),
             EntryKind::Fifo => self.create_special(entry, place, SpecialKind::Fifo, seq),
             EntryKind::CharDevice => self.create_special(entry, place, SpecialKind::Char, seq),
@@ -234,8 +253,9 @@ impl<R: RecordSink> EntrySink for Unpacker<R> {
 
     fn begin(&mut self, entry: Entry) -> Result<(), UnpackError> {
         self.check_complete()?;
-        let seq = self.stats.entries;
+        // From 1 on: 0 is before all of them.
         self.stats.entries += 1;
+        let seq = self.stats.entries;
         let refuse = |source| UnpackError::Name {
             path: entry.path[..].into(),
             source,

@@ -1,7 +1,8 @@
 //! Where an unpacked layer goes: a directory and an index in the work directory.
 
+use crate::image::{LayerContent, LayerDescriptor};
 use crate::layer::EntrySink;
-use crate::layer::archive::Entry;
+use crate::layer::archive::{Entry, EntryKind, Timestamp};
 use crate::layer::index::{Attrs, Builder, Index, Node};
 use crate::layer::ingest::{LayerError, LayerStream};
 use crate::layer::limits::Limits;
@@ -107,19 +108,40 @@ impl LayerSink {
     }
 }
 
+/// A file that is a layer of its own: nothing says whose it is, or of when.
+fn file_entry(path: &str) -> Entry {
+    Entry {
+        path: path.as_bytes().to_vec(),
+        kind: EntryKind::File,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp::default(),
+        size: 0,
+        link: Vec::new(),
+        device: (0, 0),
+        xattrs: Vec::new(),
+    }
+}
+
 /// Unpacks a layer as it comes, and ends it once it is verified.
 pub(super) fn take(
     work: &Ingest,
     number: usize,
     ownership: Ownership,
     limits: &Limits,
+    layer: &LayerDescriptor,
     stream: LayerStream<'_>,
 ) -> Result<Finished, LayerError<TakeError>> {
     let consumer = |source| LayerError::Consumer { source };
     let mut sink = LayerSink::begin(work, number, ownership, limits).map_err(consumer)?;
-    stream
-        .drive(&mut sink)
-        .map_err(|error| error.map_consumer(TakeError::Unpack))?;
+    let taken = match &layer.content {
+        LayerContent::Tar => stream.drive(&mut sink),
+        LayerContent::File { path } => {
+            stream.drive_file(file_entry(path), layer.size.unwrap_or_default(), &mut sink)
+        }
+    };
+    taken.map_err(|error| error.map_consumer(TakeError::Unpack))?;
     sink.finish().map_err(consumer)
 }
 

@@ -14,6 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Upper bounds in seconds: those of csi-lib-utils, and three below them, for a
@@ -65,6 +66,29 @@ pub struct Holdings {
     pub layer_bytes: u64,
 }
 
+/// What the pulls of this process came to, counted by whoever pulls.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pulls {
+    /// Images that were brought.
+    pub pulled: u64,
+    /// Images that were there, and that the volume was allowed.
+    pub cached: u64,
+    /// Images that did not come.
+    pub failed: u64,
+    /// Pulls that run now.
+    pub running: u64,
+    /// Bytes of blobs that came from registries.
+    pub bytes: u64,
+    /// Bytes that had come before and were found on disk.
+    pub resumed_bytes: u64,
+    /// Blobs that are being fetched now.
+    pub in_flight: u64,
+    /// Blobs that wait for their turn.
+    pub waiting: u64,
+    /// How often something was asked for again, by reason.
+    pub retries: Vec<(&'static str, u64)>,
+}
+
 /// The metrics of this process. Clones are the same ones.
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<All>);
@@ -81,6 +105,13 @@ struct All {
     unions: Family<One, Gauge>,
     repairs: Family<One, Counter>,
     stuck: Gauge,
+    pulls: Family<One, Counter>,
+    pulls_running: Gauge,
+    pull_bytes: Counter,
+    pull_resumed_bytes: Counter,
+    pull_retries: Family<One, Counter>,
+    downloads: Family<One, Gauge>,
+    events: Family<One, Counter>,
 }
 
 impl Default for Metrics {
@@ -147,6 +178,46 @@ impl Default for Metrics {
             "Volumes that are to go and are still in use, at the last look",
             stuck.clone(),
         );
+        let events = Family::default();
+        own.register(
+            "events",
+            "Events on pods by what became of them: sent, limited, dropped, refused or failed",
+            Family::clone(&events),
+        );
+        let pulls = Family::default();
+        own.register(
+            "pulls",
+            "Images of registries that volumes asked for, by what became of it",
+            Family::clone(&pulls),
+        );
+        let pulls_running = Gauge::default();
+        own.register("pulls_running", "Pulls that run now", pulls_running.clone());
+        let pull_bytes = Counter::default();
+        own.register_with_unit(
+            "pull",
+            "Blobs that came from registries",
+            Unit::Bytes,
+            pull_bytes.clone(),
+        );
+        let pull_resumed_bytes = Counter::default();
+        own.register_with_unit(
+            "pull_resumed",
+            "Blobs that had come before and did not have to come again",
+            Unit::Bytes,
+            pull_resumed_bytes.clone(),
+        );
+        let pull_retries = Family::default();
+        own.register(
+            "pull_retries",
+            "How often a blob was asked for again, by reason",
+            Family::clone(&pull_retries),
+        );
+        let downloads = Family::default();
+        own.register(
+            "downloads",
+            "Blobs that are being fetched, or wait for their turn",
+            Family::clone(&downloads),
+        );
         Metrics(Arc::new(All {
             registry,
             calls,
@@ -158,11 +229,44 @@ impl Default for Metrics {
             unions,
             repairs,
             stuck,
+            pulls,
+            pulls_running,
+            pull_bytes,
+            pull_resumed_bytes,
+            pull_retries,
+            downloads,
+            events,
         }))
     }
 }
 
 impl Metrics {
+    /// What the pulls of this process came to.
+    pub fn pulls(&self, pulls: &Pulls) {
+        let set = |counter: &Counter, value: u64| counter.inner().store(value, Ordering::Relaxed);
+        let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let all = &self.0;
+        for (outcome, count) in [
+            ("pulled", pulls.pulled),
+            ("cached", pulls.cached),
+            ("failed", pulls.failed),
+        ] {
+            let labels = [("outcome", outcome.to_owned())];
+            set(&all.pulls.get_or_create(&labels), count);
+        }
+        for (reason, count) in &pulls.retries {
+            let labels = [("reason", (*reason).to_owned())];
+            set(&all.pull_retries.get_or_create(&labels), *count);
+        }
+        for (state, count) in [("running", pulls.in_flight), ("waiting", pulls.waiting)] {
+            let labels = [("state", state.to_owned())];
+            all.downloads.get_or_create(&labels).set(signed(count));
+        }
+        all.pulls_running.set(signed(pulls.running));
+        set(&all.pull_bytes, pulls.bytes);
+        set(&all.pull_resumed_bytes, pulls.resumed_bytes);
+    }
+
     /// A call was answered.
     pub fn call(&self, method: &str, code: &'static str, took: Duration) {
         let labels = CallLabels {
@@ -207,6 +311,14 @@ impl Metrics {
     /// Volumes that should be gone and cannot be taken down.
     pub fn stuck(&self, count: usize) {
         self.0.stuck.set(signed(count as u64));
+    }
+
+    /// Something became of an event on a pod.
+    pub fn event(&self, outcome: &'static str) {
+        self.0
+            .events
+            .get_or_create(&[("outcome", outcome.to_owned())])
+            .inc();
     }
 
     /// What the node holds now.
@@ -278,6 +390,7 @@ mod tests {
         metrics.union_usable("aufs", false);
         metrics.repaired("undone");
         metrics.stuck(2);
+        metrics.event("dropped");
         let text = metrics.text();
         for line in [
             "aufs_csi_volumes{state=\"mounted\"} 3",
@@ -288,6 +401,7 @@ mod tests {
             "aufs_csi_union_usable{union=\"aufs\"} 0",
             "aufs_csi_repairs_total{kind=\"undone\"} 1",
             "aufs_csi_stuck_volumes 2",
+            "aufs_csi_events_total{outcome=\"dropped\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");
         }

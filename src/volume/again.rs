@@ -39,7 +39,7 @@ impl Volumes {
             // Only the very same content fits what the pod wrote on top of it.
             let union = union_of(record.plan.backend);
             let staged = self
-                .stage_for(request, union, progress, &shared)
+                .stage_for(request, Some(&record.manifest), union, progress, &shared)
                 .map_err(kept)?;
             is_whole = staged.branches == record.branches;
         }

@@ -22,6 +22,7 @@ pub use quantity::QuantityError;
 
 use crate::image::platform::{Platform, PlatformError};
 use crate::image::reference::{ReferenceError, Source};
+use crate::pull::PullPolicy;
 use crate::union::probe::UnionRequest;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -54,7 +55,7 @@ const MAX_MISSPELT: usize = 3;
 pub struct Attributes {
     /// The images, the uppermost first; at least one.
     pub images: Vec<Source>,
-    /// When an image is pulled although the store has it, if that was said.
+    /// When an image is pulled, if that was said.
     pub pull_policy: Option<PullPolicy>,
     /// The directory inside the merged images that is shown.
     pub sub_path: Option<PathBuf>,
@@ -66,17 +67,6 @@ pub struct Attributes {
     pub platform: Option<Platform>,
     /// The union filesystem.
     pub union: UnionRequest,
-}
-
-/// When an image is pulled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PullPolicy {
-    /// Its name is resolved again for every volume.
-    Always,
-    /// Only if the store does not have it.
-    IfNotPresent,
-    /// Not even then.
-    Never,
 }
 
 /// Where a writable layer is.
@@ -172,19 +162,11 @@ struct NotYet {
 
 /// What the schema has and this version cannot do. Refused rather than ignored:
 /// a limit or a policy that silently does not hold is worse than none.
-const NOT_YET: [NotYet; 5] = [
+const NOT_YET: [NotYet; 4] = [
     NotYet {
         key: "images",
         is_used: |attributes| attributes.images.len() > 1,
         reason: "a volume is made of one image",
-    },
-    NotYet {
-        key: "pullPolicy",
-        is_used: |attributes| {
-            let default = attributes.images.first().map(default_pull_policy);
-            attributes.pull_policy.is_some() && attributes.pull_policy != default
-        },
-        reason: "images are not pulled from registries",
     },
     NotYet {
         key: "subPath",
@@ -250,17 +232,6 @@ impl Attributes {
             }),
             None => Ok(self),
         }
-    }
-}
-
-/// Kubernetes' rule: a tag `latest`, also one that is only implied, moves.
-fn default_pull_policy(source: &Source) -> PullPolicy {
-    match source {
-        Source::Registry(name) if name.is_latest() => PullPolicy::Always,
-        Source::Registry(_)
-        | Source::OciDirectory { .. }
-        | Source::OciArchive { .. }
-        | Source::DockerArchive { .. } => PullPolicy::IfNotPresent,
     }
 }
 

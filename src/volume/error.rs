@@ -2,18 +2,21 @@
 //! asked: the one place that decides, for gRPC codes and exit codes alike.
 
 use crate::image::SourceError;
+use crate::image::registry::RegistryError;
 use crate::layer::archive::ArchiveError;
 use crate::layer::decompress::DecompressError;
 use crate::layer::ingest::{IngestError, LayerError};
 use crate::layer::seal::SealError;
 use crate::layer::store::StoreError;
 use crate::layer::tree::errno_in_chain;
+use crate::pull::{JobError, PullError};
 use crate::stage::{StageError, TakeError};
 use crate::union::probe::{ChooseError, ProbeError};
 use crate::union::{MountError, UnmountError};
 use rustix::io::Errno;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Kinds of failure, as gRPC and CSI tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,6 +39,8 @@ pub enum ErrorKind {
     Unavailable,
     /// Not allowed.
     PermissionDenied,
+    /// A registry did not accept the credentials, or there were none.
+    Unauthenticated,
     /// The node failed, or this program did.
     Internal,
 }
@@ -49,6 +54,14 @@ pub enum VolumeError {
     /// Where the image comes from.
     #[error("the image cannot be read")]
     Source(#[source] SourceError),
+    /// Bringing it from a registry, or finding it in the store.
+    #[error("{image} cannot be had")]
+    Pull {
+        /// The image.
+        image: String,
+        /// Why not.
+        source: Arc<PullError>,
+    },
     /// Its layers.
     #[error("the image cannot be staged")]
     Stage(#[source] StageError),
@@ -272,6 +285,7 @@ impl VolumeError {
         match self {
             VolumeError::Store(error) => store_kind(error),
             VolumeError::Source(error) => source_kind(error),
+            VolumeError::Pull { source, .. } => pull_kind(source),
             VolumeError::Stage(error) => stage_kind(error),
             VolumeError::Union(_) | VolumeError::NotPropagated { .. } => {
                 ErrorKind::FailedPrecondition
@@ -339,7 +353,9 @@ fn store_kind(error: &StoreError) -> ErrorKind {
 /// As [`VolumeError::kind`], for sources of images.
 fn source_kind(error: &SourceError) -> ErrorKind {
     match error {
-        SourceError::Registry => ErrorKind::FailedPrecondition,
+        SourceError::NotLocal | SourceError::Notes { .. } => ErrorKind::Internal,
+        SourceError::Registry(error) => registry_kind(error),
+        SourceError::NotStored => ErrorKind::Aborted,
         SourceError::OutsideRoot { .. } => ErrorKind::PermissionDenied,
         SourceError::Open { source, .. } => match source.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -368,6 +384,42 @@ fn source_kind(error: &SourceError) -> ErrorKind {
         | SourceError::ParentChain { .. }
         | SourceError::CompressedLayer { .. }
         | SourceError::LayerIndex { .. } => ErrorKind::InvalidArgument,
+    }
+}
+
+/// As [`VolumeError::kind`], for registries.
+fn registry_kind(error: &RegistryError) -> ErrorKind {
+    match error {
+        RegistryError::NotAllowed { .. } | RegistryError::Denied { .. } => {
+            ErrorKind::PermissionDenied
+        }
+        RegistryError::Unauthenticated { .. } => ErrorKind::Unauthenticated,
+        RegistryError::Credentials { .. } => ErrorKind::InvalidArgument,
+        RegistryError::NotFound { .. } => ErrorKind::NotFound,
+        RegistryError::Status { .. }
+        | RegistryError::Unreachable { .. }
+        | RegistryError::Stalled { .. } => ErrorKind::Unavailable,
+        RegistryError::Malformed { .. } | RegistryError::Digest { .. } => ErrorKind::DataLoss,
+        RegistryError::Config { .. } => ErrorKind::FailedPrecondition,
+        RegistryError::NoSpace { .. } => ErrorKind::ResourceExhausted,
+        RegistryError::Disk(error) => match Errno::from_io_error(error) {
+            Some(Errno::NOSPC | Errno::DQUOT) => ErrorKind::ResourceExhausted,
+            _ => ErrorKind::Internal,
+        },
+        RegistryError::Cancelled => ErrorKind::Aborted,
+    }
+}
+
+fn pull_kind(error: &PullError) -> ErrorKind {
+    match error {
+        PullError::Registry(error) => registry_kind(error),
+        PullError::Stage(error) => stage_kind(error),
+        PullError::Store(error) => store_kind(error),
+        PullError::NotPresent => ErrorKind::NotFound,
+        PullError::NoAccess => ErrorKind::PermissionDenied,
+        PullError::Job(JobError::GivenUp | JobError::Abandoned(_)) => ErrorKind::Aborted,
+        PullError::Job(JobError::NoThread) => ErrorKind::Unavailable,
+        PullError::Job(JobError::Panicked) => ErrorKind::Internal,
     }
 }
 
@@ -402,7 +454,10 @@ fn layer_kind(error: &LayerError<TakeError>) -> ErrorKind {
         LayerError::Open { source } | LayerError::Read { source } => {
             match source.get_ref().and_then(|inner| inner.downcast_ref()) {
                 Some(error) => source_kind(error),
-                None => ErrorKind::Unavailable,
+                None => match source.get_ref().and_then(|inner| inner.downcast_ref()) {
+                    Some(error) => registry_kind(error),
+                    None => ErrorKind::Unavailable,
+                },
             }
         }
         // What goes beyond a limit may be just what its author meant.

@@ -13,6 +13,7 @@
 //! publish     from a request to a mount
 //! again       to the same mount again, after a reboot
 //! unpublish   from a record to nothing
+//! pulls       images from registries, for volumes and commands
 //! pods        kubelet's directories
 //! recover     records × mount table → what has to be put right (pure)
 //! upkeep      doing that, at the start and from time to time
@@ -29,6 +30,7 @@ mod listing;
 pub mod lock;
 pub mod pods;
 mod publish;
+mod pulls;
 pub mod record;
 pub mod recover;
 pub mod stats;
@@ -46,9 +48,13 @@ use crate::layer::seal::Format;
 use crate::layer::steps;
 use crate::layer::store::{Store, StoreError, remove_directory};
 use crate::layer::tree::Ownership;
+use crate::pull::PullPolicy;
+use crate::secret::Secret;
 use crate::stage::{Progress, StageOptions, StagedImage, Stager};
 use crate::union::Backend;
 use crate::union::probe::{Probe, UnionRequest};
+pub use pulls::PullOptions;
+use pulls::{Asker, Pulls};
 use record::{RECORD_VERSION, VolumeRecord};
 use std::collections::BTreeMap;
 use std::fs;
@@ -77,6 +83,17 @@ pub struct VolumeOptions {
     pub stage: StageOptions,
     /// The node's `/proc`, which shows who holds a mount.
     pub host_proc: PathBuf,
+    /// How images come from registries.
+    pub pull: PullOptions,
+}
+
+/// When a volume's image is pulled, and with what.
+#[derive(Debug, Clone, Default)]
+pub struct PullChoice {
+    /// When; none for Kubernetes' rule.
+    pub policy: Option<PullPolicy>,
+    /// What the pod's `nodePublishSecretRef` has, by its keys.
+    pub secrets: BTreeMap<String, Secret>,
 }
 
 /// A volume that somebody wants.
@@ -88,6 +105,8 @@ pub struct PublishRequest {
     pub source: Source,
     /// A directory that a local source must stay inside; none for the operator's own commands.
     pub source_root: Option<PathBuf>,
+    /// When an image of a registry is pulled, and with what.
+    pub pull: PullChoice,
     /// Which platform of a multi-platform image; none for the node's own.
     pub platform: Option<Platform>,
     /// Where it appears.
@@ -136,7 +155,8 @@ pub struct Published {
 /// The volumes of one node.
 #[derive(Debug)]
 pub struct Volumes {
-    store: Store,
+    store: Arc<Store>,
+    pulls: Pulls,
     host: Arc<dyn Host>,
     options: VolumeOptions,
     probe: OnceLock<Probe>,
@@ -172,7 +192,9 @@ impl Volumes {
             .map_err(StoreError::io("read", namespace))
             .map_err(VolumeError::Store)?
             .ino();
+        let store = Arc::new(store);
         Ok(Volumes {
+            pulls: Pulls::new(Arc::clone(&store), options.pull.clone()),
             store,
             host,
             options,
@@ -213,16 +235,19 @@ impl Volumes {
         })
     }
 
-    /// Stages an image for the union that a volume would get.
+    /// Stages an image for the union that a volume would get, as a person's
+    /// command.
     pub fn stage(
         &self,
         source: &Source,
         platform: Option<&Platform>,
         choice: UnionRequest,
+        policy: PullPolicy,
         progress: &dyn Progress,
     ) -> Result<StagedImage, VolumeError> {
         let backend = self.choose(choice)?;
-        let mut staged = self.stage_from(source, None, platform, backend, progress)?;
+        let asker = Asker::Operator { policy };
+        let mut staged = self.stage_from(source, None, platform, backend, asker, progress)?;
         let begun = Instant::now();
         self.store
             .flush(&staged.form.branches)
@@ -237,25 +262,38 @@ impl Volumes {
         source_root: Option<&Path>,
         platform: Option<&Platform>,
         backend: Backend,
+        asker: Asker<'_>,
         progress: &dyn Progress,
     ) -> Result<StagedImage, VolumeError> {
         let choice = match platform {
             Some(platform) => PlatformChoice::Only(platform.clone()),
             None => PlatformChoice::Host,
         };
+        let stager = self.stager(backend)?;
+        let format = self.format(backend);
+        if let Source::Registry(name) = source {
+            return self
+                .pulls
+                .stage(name, &choice, &stager, format, asker, progress);
+        }
         let opened = match source_root {
             Some(root) => crate::image::open_in_root(root, source),
             None => crate::image::open(source),
         }
         .map_err(VolumeError::Source)?;
-        self.stager(backend)?
-            .stage(
+        let name = source.to_string();
+        if asker.is_a_pod() {
+            return self.pulls.stage_local(
                 opened.as_ref(),
-                &source.to_string(),
+                &name,
                 &choice,
-                self.format(backend),
+                &stager,
+                format,
                 progress,
-            )
+            );
+        }
+        stager
+            .stage(opened.as_ref(), &name, &choice, format, progress)
             .map_err(VolumeError::Stage)
     }
 

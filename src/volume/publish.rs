@@ -1,6 +1,7 @@
 //! From a request to a mount; and, for a volume that was mounted before, to the
 //! same mount again.
 
+use super::pulls::Asker;
 use super::record::{self, RECORD_VERSION, VolumeRecord, VolumeState};
 use super::unpublish::Target;
 use super::{
@@ -199,7 +200,7 @@ impl Volumes {
         let exists = self.check_target(&target, request.create_target)?;
         // Branches must not be collected between being staged and being pinned.
         let shared = self.store.lock_shared().map_err(VolumeError::Store)?;
-        let staged = self.stage_for(request, request.union, progress, &shared)?;
+        let staged = self.stage_for(request, None, request.union, progress, &shared)?;
         let plan = MountPlan {
             backend: staged.backend,
             branches: staged
@@ -250,7 +251,11 @@ impl Volumes {
             .make_writable(dir, &record, &staged.form)
             .and_then(|root| self.mount(dir, &mut record, Some(&root)));
         match mounted {
-            Ok(()) => Ok(published(record)),
+            Ok(()) => {
+                // The record has it now.
+                self.pulls.end_promise(&request.volume_id);
+                Ok(published(record))
+            }
             Err(error) => {
                 // What was made for this volume goes; should that fail too, the
                 // record stays and says what is left.
@@ -269,10 +274,12 @@ impl Volumes {
         }
     }
 
-    /// Stages the volume's image. The caller keeps branches from being collected.
+    /// Stages the volume's image, which had the manifest `was` before if it is to
+    /// be the same again. The caller keeps branches from being collected.
     pub(super) fn stage_for(
         &self,
         request: &PublishRequest,
+        was: Option<&str>,
         union: UnionRequest,
         progress: &dyn Progress,
         _: &SharedLock,
@@ -283,6 +290,7 @@ impl Volumes {
             request.source_root.as_deref(),
             request.platform.as_ref(),
             chosen,
+            Asker::of(request, was),
             progress,
         )?;
         let mut branches = staged.form.branches.clone();

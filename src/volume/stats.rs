@@ -3,13 +3,13 @@
 use super::{VolumeError, Volumes, canonical, record};
 use crate::layer::store::StoreError;
 use crate::layer::upper::{self, Holds};
-use crate::telemetry::Holdings;
+use crate::telemetry::{Holdings, Pulls};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Youngest count that is made anew. kubelet asks for every volume each minute.
@@ -119,6 +119,19 @@ impl Volumes {
         };
         self.counted.lock().insert(upper.to_owned(), count);
         Ok(holds)
+    }
+
+    /// What came of the pulls of this process, for metrics.
+    pub fn pulls(&self) -> Pulls {
+        self.pulls.counts()
+    }
+
+    /// Removes what was fetched from registries and has not been used in an hour.
+    pub fn expire_downloads(&self) -> Result<(), VolumeError> {
+        self.pulls.expire().map_err(|error| VolumeError::Pull {
+            image: "what was fetched before".to_owned(),
+            source: Arc::new(error),
+        })
     }
 
     /// What the node holds, for metrics.

@@ -100,6 +100,7 @@ impl Node {
             rootless: true,
             stage: StageOptions::default(),
             host_proc: PathBuf::from("/proc"),
+            pull: Default::default(),
         };
         let host: Arc<dyn Host> = Arc::<FakeHost>::clone(host);
         let volumes = Volumes::open(options, host).unwrap();
@@ -127,6 +128,7 @@ impl Node {
             volume_id: String::from("v"),
             source: image.parse().unwrap(),
             source_root: None,
+            pull: Default::default(),
             platform: None,
             target: self.target(),
             create_target: true,

@@ -28,6 +28,9 @@ impl Volumes {
         let dir = record::directory(&self.store, &request.volume_id);
         let lock = VolumeLock::take(&dir).map_err(VolumeError::Store)?;
         let result = self.unpublish_locked(request, &dir);
+        if result.is_ok() {
+            self.pulls.end_promise(&request.volume_id);
+        }
         lock.end(&dir, result)
     }
 

@@ -1,14 +1,17 @@
 //! Volumes that exist only in a map.
 
+use aufs_csi::csi::events::PodEvents;
 use aufs_csi::csi::request::Wanted;
 use aufs_csi::csi::{Kinded, VolumeService, v1};
+use aufs_csi::image::digest::Digest;
 use aufs_csi::layer::ingest;
-use aufs_csi::stage::Progress;
+use aufs_csi::stage::{Progress, Pulled};
 use aufs_csi::volume::stats::{Amount, Usage};
-use aufs_csi::volume::{ErrorKind, PublishRequest, UnpublishRequest};
+use aufs_csi::volume::{ErrorKind, Pod, PublishRequest, UnpublishRequest};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 /// Publishing a volume of this id panics.
 pub(crate) const PANIC: &str = "panic";
@@ -136,8 +139,18 @@ impl VolumeService for Fake {
             panic!("as the test asked");
         }
         self.note(format!("publish {}", request.volume_id))?;
+        progress.pulling("app");
         progress.layers(&Arc::new(ingest::Progress::new([None, None])));
         self.pass_gate();
+        progress.pulled(
+            "app",
+            &Pulled {
+                digest: Digest::of(b""),
+                bytes: 7,
+                took: Duration::from_secs(1),
+                cached: true,
+            },
+        );
         let volume = Published {
             target: request.target.clone(),
             read_only: request.read_only,
@@ -178,5 +191,33 @@ impl VolumeService for Fake {
                 source: Told,
             }),
         }
+    }
+}
+
+/// What was told about pods' volumes, in its order.
+#[derive(Debug, Default)]
+pub(crate) struct Heard(Mutex<Vec<String>>);
+
+impl Heard {
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn note(&self, line: String) {
+        self.0.lock().unwrap().push(line);
+    }
+}
+
+impl PodEvents for Heard {
+    fn pulling(&self, pod: &Pod, image: &str) {
+        self.note(format!("{pod} {} pulling {image}", pod.uid));
+    }
+
+    fn pulled(&self, pod: &Pod, image: &str, pulled: &Pulled) {
+        self.note(format!("{pod} {} pulled {image} {}", pod.uid, pulled.bytes));
+    }
+
+    fn failed(&self, pod: &Pod, cause: &str) {
+        self.note(format!("{pod} {} failed: {cause}", pod.uid));
     }
 }

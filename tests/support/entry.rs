@@ -25,7 +25,7 @@ pub const UNSTATED: Time = Time {
     nanos: 0,
 };
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     Dir,
     File(Vec<u8>),
@@ -195,30 +195,32 @@ pub fn show(bytes: &[u8]) -> String {
 }
 
 impl fmt::Debug for Entry {
-    /// One line an entry, for shrunk stacks are read by people.
+    /// As the tables of cases write it, one line an entry: shrunk stacks are read
+    /// by people, and pasted. Devices are a word more there.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = show(&self.path);
+        let implied = Entry::new(&self.path, self.kind.clone());
         match &self.kind {
-            EntryKind::Dir => write!(f, "dir {path}/")?,
-            EntryKind::File(content) if content.len() > 32 => {
-                write!(f, "file {path} ({} bytes)", content.len())?;
+            EntryKind::Dir => write!(f, "dir(\"{path}\")")?,
+            EntryKind::File(content) => write!(f, "file(\"{path}\", b\"{}\")", show(content))?,
+            EntryKind::Symlink(target) => write!(f, "symlink(\"{path}\", \"{}\")", show(target))?,
+            EntryKind::HardLink(target) => write!(f, "hardlink(\"{path}\", \"{}\")", show(target))?,
+            EntryKind::Fifo => write!(f, "fifo(\"{path}\")")?,
+            kind @ (EntryKind::Char(..) | EntryKind::Block(..)) => {
+                write!(f, "Entry::new(\"{path}\", EntryKind::{kind:?})")?;
             }
-            EntryKind::File(content) => write!(f, "file {path} {:?}", show(content))?,
-            EntryKind::Symlink(target) => write!(f, "symlink {path} -> {}", show(target))?,
-            EntryKind::HardLink(target) => write!(f, "hardlink {path} => {}", show(target))?,
-            EntryKind::Fifo => write!(f, "fifo {path}")?,
-            EntryKind::Char(major, minor) => write!(f, "char {path} {major}:{minor}")?,
-            EntryKind::Block(major, minor) => write!(f, "block {path} {major}:{minor}")?,
         }
-        write!(f, " {:04o}", self.mode)?;
+        if self.mode != implied.mode {
+            write!(f, ".mode({:#05o})", self.mode)?;
+        }
         if (self.uid, self.gid) != (0, 0) {
-            write!(f, " {}:{}", self.uid, self.gid)?;
+            write!(f, ".owner({}, {})", self.uid, self.gid)?;
         }
         if self.mtime != UNSTATED {
-            write!(f, " @{}+{}ns", self.mtime.seconds, self.mtime.nanos)?;
+            write!(f, ".mtime({}, {})", self.mtime.seconds, self.mtime.nanos)?;
         }
         for (name, value) in &self.xattrs {
-            write!(f, " [{}={}]", show(name), show(value))?;
+            write!(f, ".xattr(\"{}\", b\"{}\")", show(name), show(value))?;
         }
         Ok(())
     }

@@ -30,6 +30,9 @@ pub struct Shape {
     /// `privileged` and `xattrs`. Who extracts by the kernel's means alone gets
     /// wrong ones where a directory hands its own down.
     pub acls: bool,
+    /// How often names lead to what is there: 1 is as it comes, more are stacks
+    /// of little but links.
+    pub links: u32,
 }
 
 impl Shape {
@@ -39,6 +42,7 @@ impl Shape {
         privileged: true,
         xattrs: true,
         acls: true,
+        links: 1,
     };
 }
 
@@ -201,7 +205,7 @@ struct Meta {
 }
 
 fn candidate(shape: Shape) -> impl Strategy<Value = Candidate> {
-    (place(), what(), meta(shape), prop::bool::weighted(0.1)).prop_map(
+    (place(), what(shape), meta(shape), prop::bool::weighted(0.1)).prop_map(
         |(place, what, meta, dotted)| Candidate {
             place,
             what,
@@ -224,13 +228,14 @@ fn place() -> impl Strategy<Value = Place> {
     ]
 }
 
-fn what() -> impl Strategy<Value = What> {
+fn what(shape: Shape) -> impl Strategy<Value = What> {
+    let links = shape.links;
     prop_oneof![
         5 => Just(What::Dir),
         7 => vec(any::<u8>(), 0..4).prop_map(What::File),
-        2 => symlink_text().prop_map(What::Symlink),
-        2 => any::<Index>().prop_map(What::SymlinkTo),
-        3 => any::<Index>().prop_map(What::HardLinkTo),
+        2 * links => symlink_text().prop_map(What::Symlink),
+        2 * links => any::<Index>().prop_map(What::SymlinkTo),
+        2 + links => any::<Index>().prop_map(What::HardLinkTo),
         1 => Just(What::Fifo),
         5 => Just(What::Whiteout),
         2 => Just(What::Opaque),
@@ -281,19 +286,18 @@ fn meta(shape: Shape) -> impl Strategy<Value = Meta> {
             .collect()
     });
     let has_acls = shape.privileged && shape.xattrs && shape.acls;
-    (mode, owner, mtime, xattrs).prop_map(move |(mode, owner, mtime, xattrs)| Meta {
-        mode,
-        owner,
-        mtime,
-        xattrs,
-        // By the time, which is as good as any, rather than drawn: the stacks of
-        // a seed stay those that they were before there were lists.
-        access: has_acls && (mtime.seconds, mtime.nanos) == (1_000_000_000, 1),
-        default: match mtime.nanos {
-            999_999_999 if has_acls => Some(if mode == 0o755 { 0o750 } else { 0o577 }),
-            _ => None,
+    let access = prop::bool::weighted(0.2);
+    let default = option::weighted(0.25, select(&[0o750, 0o577]));
+    (mode, owner, mtime, xattrs, access, default).prop_map(
+        move |(mode, owner, mtime, xattrs, access, default)| Meta {
+            mode,
+            owner,
+            mtime,
+            xattrs,
+            access: access && has_acls,
+            default: default.filter(|_| has_acls),
         },
-    })
+    )
 }
 
 /// What no specification says a word about; programs may do as they like.

@@ -9,9 +9,10 @@
 //! cases     the hand-written table of what layers mean
 //! tarball   layers → tar, compression, OCI layout, docker-archive
 //! generate  random layer stacks
+//! inputs    running properties on them, and showing what fails
 //! mutate    random changes, to a mount and to a tree
 //! node      a store with volumes, on real mounts
-//! property  running properties on it
+//! property  running properties on that node
 //! bench     hand-laid branches, and plans to mount them
 //! rootfs    large layers made of this machine's files, for benchmarks
 //! ```
@@ -35,6 +36,7 @@ pub mod bench;
 pub mod cases;
 pub mod entry;
 pub mod generate;
+pub mod inputs;
 pub mod model;
 pub mod mutate;
 pub mod node;

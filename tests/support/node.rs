@@ -64,6 +64,7 @@ impl TestNode {
             rootless: false,
             stage: StageOptions::default(),
             host_proc: PathBuf::from("/proc"),
+            pull: Default::default(),
         }
     }
 
@@ -98,6 +99,7 @@ impl TestNode {
             volume_id: id.to_owned(),
             source: source.clone(),
             source_root: None,
+            pull: Default::default(),
             platform: None,
             target: self.target(id),
             create_target: true,

@@ -2,10 +2,10 @@
 
 use super::entry::Layer;
 use super::generate::Shape;
+use super::inputs::{run, source};
 use super::node::{TestNode, chain};
 use super::tree::{Compared, Tree, diff, read};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::cell::Cell;
 
 /// Root's page and dentry caches are the kernel's to drop; what was right only
@@ -43,7 +43,7 @@ pub fn mounted(
 
 /// A failure as text.
 pub fn complain(what: &str, lines: &[String], layers: &[Layer]) -> String {
-    format!("{what}:\n{}\nlayers: {layers:#?}", lines.join("\n"))
+    format!("{what}:\n{}\n{}", lines.join("\n"), source(layers))
 }
 
 /// Fails where the volume `id` departs from `expected`.
@@ -68,27 +68,9 @@ pub fn for_all<S: Strategy>(
     strategy: S,
     check: impl Fn(&TestNode, &str, S::Value) -> Result<(), TestCaseError>,
 ) {
-    let cases = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|cases| cases.parse().ok())
-        .unwrap_or(cases);
-    let config = Config {
-        cases,
-        max_shrink_iters: 300,
-        // At most one in ten may be of the kind that is refused, more of a few.
-        max_global_rejects: cases / 10 + 10,
-        failure_persistence: None,
-        ..Config::default()
-    };
     let node = TestNode::new();
     let count = Cell::new(0);
-    // The same inputs every time, so that a change can be told from luck;
-    // `PROPTEST_SEED=random` explores.
-    let mut runner = match std::env::var("PROPTEST_SEED").as_deref() {
-        Ok("random") => TestRunner::new(config),
-        _ => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
-    };
-    let result = runner.run(&strategy, |value| {
+    run(cases, strategy, |value| {
         count.set(count.get() + 1);
         let id = count.get().to_string();
         let result = check(&node, &id, value);
@@ -97,7 +79,4 @@ pub fn for_all<S: Strategy>(
         }
         result
     });
-    if let Err(error) = result {
-        panic!("{error}");
-    }
 }

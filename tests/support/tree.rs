@@ -169,7 +169,7 @@ pub fn read(root: &Path) -> Result<Tree, ReadError> {
             let path = real.display().to_string();
             move |source: io::Error| ReadError { step, path, source }
         };
-        let node = read_node(&real, &mut inodes).map_err(failed("read"))?;
+        let node = read_one(&real, &mut inodes).map_err(failed("read"))?;
         if node.is_dir() {
             for child in std::fs::read_dir(&real).map_err(failed("list"))? {
                 let child = child.map_err(failed("list"))?;
@@ -192,7 +192,7 @@ pub fn real_path(root: &Path, path: &[u8]) -> PathBuf {
 }
 
 /// One inode; `inodes` numbers what was met before by device and inode number.
-fn read_node(real: &Path, inodes: &mut HashMap<(u32, u32, u64), u64>) -> io::Result<Node> {
+pub fn read_one(real: &Path, inodes: &mut HashMap<(u32, u32, u64), u64>) -> io::Result<Node> {
     let stat = rustix::fs::statx(
         CWD,
         real,

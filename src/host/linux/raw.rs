@@ -1,5 +1,5 @@
 //! System calls that `rustix` does not offer, on the architectures that this
-//! program is built for. Everything `unsafe` of the crate is here.
+//! program is built for. Everything `unsafe` that is about the kernel is here.
 #![expect(
     unsafe_code,
     reason = "statmount(2) and mmap(2) have no safe wrapper among the dependencies"

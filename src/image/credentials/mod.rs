@@ -1,4 +1,36 @@
 //! What may be shown to a registry, and where it comes from.
+//!
+//! ```text
+//! docker_config  docker configs → logins by registry (pure)
+//! matching       which entries are for an image, as kubelet has it (pure)
+//! provider       kubelet's credential-provider plugins, and what they answered
+//! helper         Docker's credential helpers, for commands
+//! exec           running those programs; nothing else is ever executed
+//! node           what the node has for all pods
+//! keyring        what one request may use, in order
+//! ```
+//!
+//! **Invariant:** neither an error nor a log line nor a `Debug` text has anything
+//! of a password, a token, a docker config or a program's answer.
+
+mod ask;
+mod docker_config;
+mod error;
+mod exec;
+mod helper;
+mod keyring;
+mod matching;
+mod node;
+mod provider;
+
+#[cfg(any(test, feature = "testing"))]
+pub use docker_config::check;
+pub use docker_config::{DockerConfig, DockerConfigError, Format};
+pub use error::CredentialError;
+use keyring::Look;
+pub use keyring::{CommandCredentials, Keyring};
+pub use node::{CredentialSettings, NodeCredentials, ProviderSettings};
+pub use provider::ConfigError;
 
 use crate::secret::Secret;
 use hmac::{Hmac, KeyInit, Mac};

@@ -10,7 +10,7 @@ use crate::image::files::Files;
 use crate::image::manifest::{Compression, MAX_LAYERS, from_json};
 use crate::image::platform::{Platform, PlatformChoice};
 use crate::image::reference::{ArchiveSelector, ImageName};
-use crate::image::{Image, LayerDescriptor, compression_of, printable};
+use crate::image::{Image, LayerContent, LayerDescriptor, compression_of, printable};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read;
 
@@ -204,5 +204,6 @@ fn describe(files: &Files, name: &str) -> Result<LayerDescriptor, SourceError> {
         diff_id,
         size: Some(opened.size),
         compression: Compression::None,
+        content: LayerContent::Tar,
     })
 }

@@ -61,6 +61,14 @@ pub(super) struct RawAnnotations {
     pub(super) image_name: Option<String>,
     #[serde(rename = "vnd.docker.reference.type")]
     pub(super) reference_type: Option<String>,
+    #[serde(rename = "org.opencontainers.image.title")]
+    pub(super) title: Option<String>,
+    /// `true` where the layer of an artifact is a tar of a directory.
+    #[serde(rename = "io.deis.oras.content.unpack")]
+    pub(super) unpack: Option<String>,
+    /// Digest of that tar.
+    #[serde(rename = "io.deis.oras.content.digest")]
+    pub(super) content_digest: Option<String>,
 }
 
 /// A list with at most `MAX` elements. A small document could otherwise become

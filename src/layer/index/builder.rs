@@ -76,6 +76,14 @@ struct Settler {
     current: Option<Record>,
     /// As in `stack`, for the current path itself.
     killed: u64,
+    /// Order of the symbolic link that stood last at the current path, taken
+    /// along or not; none if something else came since.
+    link: Option<u64>,
+    /// Orders of the first and the last entry that passed through the current
+    /// path.
+    passed: Option<(u64, u64)>,
+    /// What stood at the current path was said to be lost.
+    lost: bool,
 }
 
 impl Settler {
@@ -85,6 +93,9 @@ impl Settler {
             stack: Vec::new(),
             current: None,
             killed: 0,
+            link: None,
+            passed: None,
+            lost: false,
         }
     }
 
@@ -102,6 +113,9 @@ impl Settler {
                 self.stack.pop();
             }
             self.killed = self.stack.last().map_or(0, |(_, killed)| *killed);
+            self.link = None;
+            self.passed = None;
+            self.lost = false;
             self.current = Some(Record {
                 path: record.path.clone(),
                 ..Record::default()
@@ -113,7 +127,9 @@ impl Settler {
         let first = record.first();
         current.whiteout |= record.whiteout;
         current.opaque |= record.opaque;
-        current.displaced |= record.displaced;
+        // What passed through a directory of its own went nowhere else.
+        let is_own = matches!(&current.node, Some(Node::Directory { late: None, .. }));
+        current.displaced |= record.displaced && !(record.node.is_none() && is_own);
         current.beneath_link |= record.beneath_link;
         if !record.lost_link.is_empty() {
             current.lost_link = record.lost_link;
@@ -122,30 +138,80 @@ impl Settler {
             current.cleared = current.cleared.max(record.cleared);
             self.killed = self.killed.max(record.cleared);
             if current.seq < record.cleared {
+                let lost = std::mem::take(&mut current.lost_link);
                 replace(current, None);
+                // Of two links that stood here, it is not known which came last.
+                current.beneath_link |= !lost.is_empty() && !current.lost_link.is_empty();
+                if !lost.is_empty() {
+                    current.lost_link = lost;
+                }
             }
         }
         let Some(node) = record.node else {
+            if record.displaced {
+                current.beneath_link |= self.link.is_some();
+                pass(&mut self.passed, record.seq);
+                if let Some(Node::ForeignLink { target }) = &current.node {
+                    current.lost_link.clone_from(target);
+                }
+            }
+            if record.first.is_some() {
+                current.beneath_link |= current.is_lost();
+                self.lost = true;
+                current.first.get_or_insert(first);
+            }
             if current.node.is_none() {
                 current.seq = current.seq.max(record.seq);
             }
             return Ok(());
         };
-        if record.seq < self.killed {
-            current.displaced |= node == Node::Implied;
+        // The unpacker goes through this layer's own links, so what is beneath
+        // one came here by way of a link of the layers below.
+        let link = self.link.filter(|link| *link >= record.cleared);
+        current.beneath_link |= node == Node::Implied && link.is_some();
+        self.link = match node {
+            Node::Symlink { .. } => Some(record.seq),
+            Node::Implied => link,
+            _ => None,
+        };
+        // Nor is known what stood here until then, which may have been a link.
+        let is_known = record.cleared == 0 && node.is_dir();
+        if let Some((from, to)) = self.passed.filter(|_| !is_known) {
+            current.beneath_link |= from < record.seq && to > first && first < record.seq;
+        }
+        pass(&mut self.passed, record.seq);
+        // On its own way, an entry passes what it takes the place of.
+        if record.seq < self.killed
+            || record.seq == self.killed && self.killed > 0 && node == Node::Implied
+        {
+            if node == Node::Implied {
+                current.displaced = true;
+            } else {
+                current.beneath_link |= self.lost;
+                current.first.get_or_insert(first);
+            }
             if let Node::ForeignLink { target } = node {
                 current.lost_link = target;
             }
+            current.seq = current.seq.max(record.seq);
             return Ok(());
         }
-        current.first.get_or_insert(first);
+        let before = if current.is_lost() && current.cleared == 0 {
+            None
+        } else {
+            current.first
+        };
+        current.first = Some(before.map_or(first, |before| before.min(first)));
         let node = match (node, &current.node) {
             // Implied again: it is there already.
             (Node::Implied, Some(Node::Directory { .. })) => return Ok(()),
             (Node::Directory { attrs, late }, Some(Node::Implied)) if current.seq < record.seq => {
+                // Where it is merged with what came by way of links, it may have
+                // been there before.
+                let was_there = before.is_some_and(|before| first < before) && record.cleared == 0;
                 Node::Directory {
                     attrs,
-                    late: late.or(Some(record.seq)),
+                    late: late.or((!was_there).then_some(record.seq)),
                 }
             }
             // A further entry of a directory that began as an implied one.
@@ -158,24 +224,15 @@ impl Settler {
             ) => Node::Directory { attrs, late: *late },
             (node, _) => node,
         };
-        match (&current.node, &node) {
-            // The unpacker goes through this layer's own links, so this one came
-            // here by way of a link of the layers below.
-            (Some(Node::Symlink { .. }), Node::Implied) => {
-                current.beneath_link = true;
-            }
-            (Some(Node::Implied | Node::Directory { late: Some(_), .. }), node)
-                if !node.is_dir() =>
-            {
-                current.displaced = true;
-            }
-            _ => {}
+        if let Some(Node::Implied | Node::Directory { late: Some(_), .. }) = current.node
+            && !node.is_dir()
+        {
+            current.displaced = true;
         }
         if node.is_dir() {
             // Something else stood here before: what the layers below have went
             // with it, and this directory begins empty.
             if current.node.as_ref().is_some_and(|node| !node.is_dir()) {
-                current.whiteout = true;
                 current.cleared = current.cleared.max(current.seq);
             }
         } else {
@@ -190,9 +247,11 @@ impl Settler {
         let Some(mut record) = self.current.take() else {
             return Ok(());
         };
-        record.first = record.first.filter(|first| *first < record.seq);
+        if record.node.is_some() {
+            record.first = record.first.filter(|first| *first < record.seq);
+        }
         self.stack.push((record.path.clone(), self.killed));
-        let lost = record.displaced || !record.lost_link.is_empty();
+        let lost = record.displaced || record.is_lost() || !record.lost_link.is_empty();
         if record.node.is_some() || record.whiteout || record.opaque || lost {
             self.out.write(&record)?;
         }
@@ -203,6 +262,11 @@ impl Settler {
         self.flush()?;
         self.out.finish()
     }
+}
+
+fn pass(passed: &mut Option<(u64, u64)>, seq: u64) {
+    let (from, to) = passed.unwrap_or((seq, seq));
+    *passed = Some((from.min(seq), to.max(seq)));
 }
 
 /// Puts `node` in the place of what the record has, and keeps where that led,
@@ -427,9 +491,9 @@ mod tests {
     fn a_directory_after_something_else_hides_what_is_below() {
         let records = [node("d", 1, file(1)), node("d", 2, directory())];
         let found = all(&index(&records, RUN));
-        assert!(found[0].whiteout);
+        assert!(found[0].hides());
         let found = all(&index(&[node("d", 2, directory())], RUN));
-        assert!(!found[0].whiteout);
+        assert!(!found[0].hides());
     }
 
     #[test]
@@ -442,8 +506,9 @@ mod tests {
             node("d/new", 5, file(5)),
         ];
         let found = all(&index(&records, RUN));
-        assert_eq!(paths(&found), ["d", "d/new"]);
+        assert_eq!(paths(&found), ["d", "d/new", "d/old"]);
         assert_eq!(found[0].node, Some(Node::Implied));
+        assert!(found[2].is_lost());
     }
 
     #[test]

@@ -2,17 +2,16 @@
 //! stage that hashes it.
 
 use super::buffer::{Chunk, Pool};
-use super::stages::Work;
+use super::hashing::{Intake, Part};
 use super::timing::{Spent, Stopwatch};
 use std::io::{self, BufRead, ErrorKind, Read};
-use std::sync::mpsc::Sender;
 
 /// Reads the blob in chunks for a decoder.
 pub(super) struct Source<'a> {
     reader: Box<dyn Read + 'a>,
     expected_size: Option<u64>,
     pool: &'a Pool,
-    hasher: Sender<Work>,
+    hasher: &'a Intake<'a>,
     /// Told how many bytes came.
     count: &'a dyn Fn(u64),
     stopped: &'a dyn Fn() -> bool,
@@ -40,7 +39,7 @@ impl<'a> Source<'a> {
         reader: Box<dyn Read + 'a>,
         expected_size: Option<u64>,
         pool: &'a Pool,
-        hasher: Sender<Work>,
+        hasher: &'a Intake<'a>,
         count: &'a dyn Fn(u64),
         stopped: &'a dyn Fn() -> bool,
     ) -> Self {
@@ -137,7 +136,7 @@ impl<'a> Source<'a> {
         }
         if filled > 0 {
             let chunk = buffer.share(filled);
-            if self.hasher.send(Work::Blob(chunk.clone())).is_err() {
+            if self.hasher.push(Part::Blob, chunk.clone()).is_err() {
                 return Err(Fault::Interrupted);
             }
             self.chunk = Some(chunk);

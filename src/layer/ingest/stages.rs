@@ -3,28 +3,17 @@
 
 use super::buffer::{Chunk, Pool};
 use super::error::{LayerError, Sha256Text};
+use super::hashing::{Hashed, Hasher, Intake, Part};
 use super::source::{Fault, Source};
 use super::timing::{Spent, Stopwatch};
 use crate::layer::decompress::{Compression, DecompressError, Decompressor, Format};
 use crate::layer::limits::Limits;
-use sha2::{Digest, Sha256};
 use std::error::Error;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Sender;
 
 /// Uncompressed bytes before which no ratio is checked: a small layer of zeros
 /// is no offence.
 const RATIO_FREE_BYTES: u64 = 16 << 20;
-
-/// What the hashing stage gets.
-#[derive(Debug)]
-pub(super) enum Work {
-    /// The next bytes of the blob.
-    Blob(Chunk),
-    /// The next bytes of the tar. For an uncompressed blob none come.
-    Tar(Chunk),
-    /// Both are complete.
-    End(Format),
-}
 
 /// What the consumer's stage gets.
 #[derive(Debug)]
@@ -59,7 +48,7 @@ pub(super) struct Reading<'a> {
     pub(super) tar_pool: &'a Pool,
     pub(super) count: &'a dyn Fn(u64),
     pub(super) stopped: &'a dyn Fn() -> bool,
-    pub(super) hasher: Sender<Work>,
+    pub(super) hasher: Intake<'a>,
     pub(super) writer: Sender<Block>,
 }
 
@@ -78,7 +67,7 @@ impl Reading<'_> {
             reader,
             self.expected_size,
             self.blob_pool,
-            self.hasher.clone(),
+            &self.hasher,
             self.count,
             self.stopped,
         );
@@ -94,9 +83,7 @@ impl Reading<'_> {
             blob_bytes: source.read_bytes(),
             tar_bytes,
         };
-        if self.hasher.send(Work::End(format)).is_err()
-            || self.writer.send(Block::End(totals)).is_err()
-        {
+        if self.hasher.end(format).is_err() || self.writer.send(Block::End(totals)).is_err() {
             return Err(LayerError::Interrupted);
         }
         let mut reading = source.reading();
@@ -127,7 +114,7 @@ impl Reading<'_> {
                 .map_err(Broken::Layer)?;
             let chunk = buffer.share(count);
             let lost = (self.stopped)()
-                || (format != Format::Plain && self.hasher.send(Work::Tar(chunk.clone())).is_err())
+                || (format != Format::Plain && self.hasher.push(Part::Tar, chunk.clone()).is_err())
                 || self.writer.send(Block::Tar(chunk)).is_err();
             if lost {
                 return Err(Broken::Layer(LayerError::Interrupted));
@@ -184,30 +171,16 @@ fn failure<E: Error + 'static>(error: DecompressError, fault: Option<Fault>) -> 
 /// Hashes the blob and the tar and compares both with what is expected. Returns
 /// the digests and the time that each took.
 pub(super) fn hash<E: Error + 'static>(
-    work: &Receiver<Work>,
+    hasher: Hasher<'_>,
     expected_blob: Option<[u8; 32]>,
     expected_tar: [u8; 32],
 ) -> Result<(Digests, Spent, Spent), LayerError<E>> {
-    let (mut blob, mut tar) = (Sha256::new(), Sha256::new());
-    let (mut blob_spent, mut tar_spent) = (Spent::default(), Spent::default());
-    let format = loop {
-        let watch = |hash: &mut Sha256, chunk: Chunk, spent: &mut Spent| {
-            let watch = Stopwatch::start();
-            hash.update(&*chunk);
-            *spent += watch.stop();
-        };
-        match work.recv() {
-            Ok(Work::Blob(chunk)) => watch(&mut blob, chunk, &mut blob_spent),
-            Ok(Work::Tar(chunk)) => watch(&mut tar, chunk, &mut tar_spent),
-            Ok(Work::End(format)) => break format,
-            // The reading stage ended without an end, and knows why.
-            Err(_) => return Err(LayerError::Interrupted),
-        }
-    };
-    let blob: [u8; 32] = blob.finalize().into();
+    // The reading stage ended without an end, and knows why.
+    let Hashed { format, blob, tar } = hasher.run().map_err(|_| LayerError::Interrupted)?;
+    let ((blob, blob_spent), (tar, tar_spent)) = (blob, tar);
     let tar = match format {
         Format::Plain => blob,
-        Format::Gzip | Format::Zstd => tar.finalize().into(),
+        Format::Gzip | Format::Zstd => tar,
     };
     // The blob first: where it differs, the tar cannot but differ too.
     if let Some(expected) = expected_blob.filter(|expected| *expected != blob) {

@@ -1,4 +1,4 @@
-//! The consumer's end of a layer: the tar, as entries for a sink.
+//! The consumer's end of a layer: the tar, or one file, as entries for a sink.
 
 use super::LayerFacts;
 use super::error::LayerError;
@@ -6,7 +6,7 @@ use super::progress::{LayerState, Progress};
 use super::stages::{Block, Digests, Totals};
 use super::timing::{Spent, Stopwatch};
 use crate::layer::EntrySink;
-use crate::layer::archive::{ArchiveError, Event, Parser};
+use crate::layer::archive::{ArchiveError, Entry, Event, Parser};
 use crate::layer::limits::Limits;
 use std::cell::Cell;
 use std::error::Error;
@@ -64,11 +64,54 @@ impl LayerStream<'_> {
             }
         };
         parser.finish().map_err(archive)?;
+        self.verified(totals)
+    }
+
+    /// Waits for the digests, which end the layer.
+    fn verified<E: Error + 'static>(&self, totals: Totals) -> Result<LayerFacts, LayerError<E>> {
         let digests = self.wait(|stream| stream.verdict.recv().ok())?;
         let facts = facts(totals, digests);
         self.facts.set(Some(facts));
         self.progress.set(self.index, LayerState::Finishing);
         Ok(facts)
+    }
+
+    /// Gives the layer to `sink` as one file, which `entry` describes but for its
+    /// size. As for [`LayerStream::drive`], it is verified at the end.
+    ///
+    /// # Errors
+    /// As for [`LayerStream::drive`].
+    pub fn drive_file<S: EntrySink>(
+        self,
+        mut entry: Entry,
+        size: u64,
+        sink: &mut S,
+    ) -> Result<LayerFacts, LayerError<S::Error>> {
+        if size > self.limits.max_apparent_bytes {
+            let limit = self.limits.max_apparent_bytes;
+            return Err(LayerError::UnpackedBytes { limit });
+        }
+        let consumer = |source| LayerError::Consumer { source };
+        entry.size = size;
+        sink.begin(entry).map_err(consumer)?;
+        let mut offset = 0;
+        let totals = loop {
+            match self.next_block()? {
+                Block::End(totals) => break totals,
+                Block::Tar(chunk) => {
+                    let watch = Stopwatch::start();
+                    let result = sink.data(offset, &chunk);
+                    offset += chunk.len() as u64;
+                    self.writing.update(|mut spent| {
+                        spent += watch.stop();
+                        spent
+                    });
+                    result.map_err(consumer)?;
+                }
+            }
+        };
+        sink.end().map_err(consumer)?;
+        self.verified(totals)
     }
 
     fn next_block<E: Error + 'static>(&self) -> Result<Block, LayerError<E>> {

@@ -23,6 +23,16 @@ impl AddAssign for Spent {
     }
 }
 
+impl Spent {
+    /// For each of two pieces of work that were done as one.
+    pub(super) fn half(self) -> Self {
+        Spent {
+            wall: self.wall / 2,
+            cpu: self.cpu / 2,
+        }
+    }
+}
+
 impl Sub for Spent {
     type Output = Spent;
 
@@ -36,7 +46,7 @@ impl Sub for Spent {
 }
 
 /// Where the time of one layer went. Reading and inflating share a thread, so
-/// do the two digests; writing has its own.
+/// do the two digests, which may be computed by another layer's; writing has its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StageTimes {
     /// Reading the blob from its source.

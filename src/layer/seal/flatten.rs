@@ -86,7 +86,7 @@ pub fn flatten<E: From<SealError>>(
                 None => live[layer] = !content_ends,
             }
             content_ends |= record.opaque;
-            if record.whiteout {
+            if record.hides() {
                 break;
             }
         }

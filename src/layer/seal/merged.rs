@@ -115,6 +115,7 @@ impl<'a> Merged<'a> {
             let Some(record) = self.layers[layer].get(path)? else {
                 continue;
             };
+            let hides = record.hides();
             match (record.node, &found) {
                 (Some(node), None) => {
                     let is_dir = node.is_dir();
@@ -133,7 +134,7 @@ impl<'a> Merged<'a> {
             if record.opaque {
                 child_floor = child_floor.max(layer);
             }
-            if record.whiteout {
+            if hides {
                 child_floor = child_floor.max(layer);
                 break;
             }

@@ -9,6 +9,7 @@
 //! go through a link unless the layer has a directory of its own there.
 
 mod links;
+mod markers;
 mod structure;
 mod way;
 
@@ -34,16 +35,19 @@ pub(super) fn settle(
     limits: &Limits,
     scratch: &dyn Fn() -> io::Result<File>,
 ) -> Result<Index, SealError> {
-    Settling {
+    let mut settling = Settling {
         layer,
         natural,
         lower: Merged::new(lower),
         limits,
         scratch,
+        markers: None,
         looped: RefCell::default(),
         relocates: Cell::new(false),
-    }
-    .run(log)
+    };
+    settling.markers =
+        Some(settling.find_markers()?).filter(|markers| markers.summary().records > 0);
+    settling.run(log)
 }
 
 struct Settling<'a> {
@@ -52,6 +56,8 @@ struct Settling<'a> {
     lower: Merged<'a>,
     limits: &'a Limits,
     scratch: &'a dyn Fn() -> io::Result<File>,
+    /// This layer's markers, each where it acts, if there are any.
+    markers: Option<Index>,
     /// The first link on an entry's way that leads in a circle.
     looped: RefCell<Option<SealError>>,
     /// Whether any entry passed through a link of the layers below.
@@ -62,25 +68,52 @@ struct Settling<'a> {
 struct Level {
     /// Its path as the layer has it.
     natural: Vec<u8>,
-    /// Where that is, links of the layers below followed.
+    /// Where it is, no link followed at its own name.
+    here: Vec<u8>,
+    /// Where what is in it goes, links of the layers below followed.
     real: Vec<u8>,
     /// Nothing of the layers below shows in it.
     hidden: bool,
+    /// As of its own name.
+    hidden_here: bool,
     /// For what came before the directory's own entry: where that went.
     early: Option<(Vec<u8>, u64)>,
+    /// It is only implied.
+    is_implied: bool,
     /// Which entries can be in it: beneath a directory with an `early`, only
     /// those on one side of that one's own entry.
     span: Range<u64>,
     /// Links of the layers below that lead there.
     links: Vec<Vec<u8>>,
-    /// The last entry that passed through them.
-    last: Option<u64>,
+    /// Why what is in it leads nowhere.
+    fault: Option<SealError>,
+    /// For which entry the way was looked up.
+    seq: u64,
+    /// The first and the last entry that went this way.
+    passed: Option<(u64, u64)>,
 }
 
 impl Level {
-    fn place(&self, seq: u64, is_node: bool) -> &[u8] {
+    fn new(natural: Vec<u8>, here: Vec<u8>, seq: u64) -> Self {
+        Level {
+            natural,
+            real: here.clone(),
+            here,
+            hidden: false,
+            hidden_here: false,
+            early: None,
+            is_implied: false,
+            span: ALL,
+            links: Vec::new(),
+            fault: None,
+            seq,
+            passed: None,
+        }
+    }
+
+    fn place(&self, seq: u64) -> &[u8] {
         match &self.early {
-            Some((real, before)) if is_node && seq < *before => real,
+            Some((real, before)) if seq < *before => real,
             _ => &self.real,
         }
     }
@@ -143,13 +176,19 @@ impl Settling<'_> {
             {
                 around.pop();
             }
-            let Some(node) = &record.node else { continue };
-            let above = around.last().map_or(&b""[..], Vec::as_slice);
-            let early = matches!(node, Node::Implied | Node::Directory { late: Some(_), .. });
+            if record.beneath_link {
+                return Err(self.unsettled(&record.path));
+            }
+            let early = matches!(
+                record.node,
+                Some(Node::Implied | Node::Directory { late: Some(_), .. })
+            );
             if !record.lost_link.is_empty() && (early || record.displaced) {
                 self.passes_by(effective, &record)?;
             }
-            if record.beneath_link || parent(&record.path) != above {
+            let Some(node) = &record.node else { continue };
+            let above = around.last().map_or(&b""[..], Vec::as_slice);
+            if parent(&record.path) != above {
                 return Err(self.unsettled(&record.path));
             }
             if node.is_dir() && !record.path.is_empty() {
@@ -164,24 +203,26 @@ impl Settling<'_> {
         }) = self.io(followed.next_record())?
         {
             let link = &link[..];
-            if self.removes(effective, link)? {
-                return Err(self.unsettled(link));
-            }
             for dir in self_and_ancestors(link) {
                 let Some(kept) = self.node_at(effective, dir)? else {
                     continue;
                 };
-                let replaces = dir == link || !is_dir(&kept);
+                let replaces = dir == link || !is_dir(&kept) || kept.cleared > 0;
                 let relocated = self.node_at(self.natural, dir)?.is_none_or(|own| {
                     let implied = |record: &Record| record.node == Some(Node::Implied);
-                    own.seq != kept.seq || implied(&own) != implied(&kept)
+                    (own.seq, own.cleared, implied(&own))
+                        != (kept.seq, kept.cleared, implied(&kept))
                 });
-                if replaces && relocated && kept.seq <= last {
+                if replaces && relocated && kept.first() <= last {
                     return Err(self.unsettled(link));
                 }
             }
         }
         match self.looped.take() {
+            // Something else that came through links may break the circle.
+            Some(SealError::LinkLoop { layer, path }) if self.relocates.get() => {
+                Err(SealError::Unsettled { layer, path })
+            }
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -194,15 +235,7 @@ impl Settling<'_> {
         let mut followed = self.builder()?;
         let mut foreign = Foreign::new(self.io((self.scratch)())?, self.builder()?);
         let mut cursor = self.natural.cursor();
-        let mut levels = vec![Level {
-            natural: Vec::new(),
-            real: Vec::new(),
-            hidden: false,
-            early: None,
-            span: ALL,
-            links: Vec::new(),
-            last: None,
-        }];
+        let mut levels = vec![Level::new(Vec::new(), Vec::new(), 0)];
         let mut next = self.io(cursor.next_record())?;
         while let Some(record) = next {
             next = self.io(cursor.next_record())?;
@@ -210,14 +243,13 @@ impl Settling<'_> {
                 .as_ref()
                 .is_some_and(|next| is_below(&next.path, &record.path));
             if record.path.is_empty() {
-                levels[0].hidden = record.opaque;
                 self.io(out.push(&record))?;
                 continue;
             }
             while let Some(level) = levels.pop_if(|level| {
                 !level.natural.is_empty() && !is_below(&record.path, &level.natural)
             }) {
-                self.leave(level, &mut followed)?;
+                self.leave(level, &levels, &mut out, &mut followed)?;
             }
             // Directories on the way of which the layer says nothing.
             loop {
@@ -233,12 +265,18 @@ impl Settling<'_> {
             }
             let path = record.path.clone();
             let level = self.enter(&levels, path, Some(&record), holds, record.seq)?;
-            self.emit(&record, &levels, &level, &mut out, &mut moves, &mut foreign)?;
+            self.emit(&record, &level, &mut out, &mut moves, &mut foreign)?;
             pass(&record, &mut levels);
             levels.push(level);
         }
-        for level in levels {
-            self.leave(level, &mut followed)?;
+        while let Some(level) = levels.pop() {
+            self.leave(level, &levels, &mut out, &mut followed)?;
+        }
+        if let Some(markers) = &self.markers {
+            let mut cursor = markers.cursor();
+            while let Some(marker) = self.io(cursor.next_record())? {
+                self.io(out.push(&marker))?;
+            }
         }
         self.io(moves.finish())?;
         Ok(Relocated {
@@ -249,14 +287,58 @@ impl Settling<'_> {
         })
     }
 
-    /// Notes the links that entries below a directory passed through.
-    fn leave(&self, level: Level, followed: &mut Builder) -> Result<(), SealError> {
-        let Some(seq) = level.last else { return Ok(()) };
+    /// Checks that a directory's way was the same for all entries below it, and
+    /// notes the links on it.
+    fn leave(
+        &self,
+        mut level: Level,
+        levels: &[Level],
+        out: &mut Builder,
+        followed: &mut Builder,
+    ) -> Result<(), SealError> {
+        let Some((first, last)) = level.passed else {
+            return Ok(());
+        };
+        let looped = match level.fault.take() {
+            // Unless the layer breaks the circle, which shows in the end.
+            Some(error @ SealError::LinkLoop { .. }) => {
+                self.looped.borrow_mut().get_or_insert(error);
+                level.links.push(level.here.clone());
+                true
+            }
+            Some(error) => return Err(error),
+            None => false,
+        };
+        let real = level.early.as_ref().map_or(&level.real, |(real, _)| real);
+        if *real == level.natural && level.links.is_empty() {
+            return Ok(());
+        }
+        let looks = level.is_implied || level.early.is_some();
+        for seq in [first, last]
+            .into_iter()
+            .filter(|seq| looks && *seq != level.seq)
+        {
+            let way = self.lead(levels, &level.here, &level.natural, level.hidden_here, seq);
+            match way {
+                Err(SealError::LinkLoop { .. }) if !level.links.is_empty() => {}
+                Ok(Followed { end, .. }) if end == *real => {}
+                Ok(_) | Err(SealError::LinkLoop { .. }) => {
+                    return Err(self.unsettled(&level.natural));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if last > level.seq {
+            // Something else may have taken its place in between.
+            for dir in self_and_ancestors(real) {
+                self.io(out.push(&implied(dir, last)))?;
+            }
+        }
         for path in level.links {
-            self.relocates.set(true);
+            self.relocates.set(self.relocates.get() || !looped);
             self.io(followed.push(&Record {
                 path,
-                seq,
+                seq: last,
                 whiteout: true,
                 ..Record::default()
             }))?;
@@ -275,30 +357,11 @@ impl Settling<'_> {
         seq: u64,
     ) -> Result<Level, SealError> {
         let Some(above) = levels.last() else {
-            return Ok(Level {
-                natural,
-                real: Vec::new(),
-                hidden: false,
-                early: None,
-                span: ALL,
-                links: Vec::new(),
-                last: None,
-            });
+            return Ok(Level::new(natural, Vec::new(), seq));
         };
-        let node = record.and_then(|record| record.node.as_ref());
-        let real = join(above.place(seq, node.is_some()), name(&natural));
-        self.check_extent(&real, &natural)?;
-        let opaque = record.is_some_and(|record| record.opaque);
-        let whiteout = record.is_some_and(|record| record.whiteout);
-        let mut level = Level {
-            natural,
-            hidden: true,
-            early: None,
-            span: ALL,
-            links: Vec::new(),
-            last: None,
-            real,
-        };
+        let here = join(above.place(seq), name(&natural));
+        self.check_extent(&here, &natural)?;
+        let mut level = Level::new(natural, here, seq);
         let displaced = record.is_some_and(|record| record.displaced);
         let lost = record.is_some_and(|record| !record.lost_link.is_empty());
         if record.is_some_and(|record| record.beneath_link) || displaced && lost {
@@ -306,47 +369,44 @@ impl Settling<'_> {
         }
         level.span = self.span(above, &level.natural, record)?;
         let early = level.span.end < above.span.end;
-        let hidden = above.hidden && !early || whiteout;
-        if hidden && !displaced {
+        let cleared = record.is_some_and(|record| record.cleared > 0);
+        level.hidden = above.hidden && !early || cleared;
+        level.hidden_here = level.hidden;
+        if displaced {
+            let below = self.below(&level.here)?.map(|found| found.node);
+            if matches!(below, Some(Node::Symlink { .. })) {
+                return Err(self.unsettled(&level.natural));
+            }
+        }
+        let node = record.and_then(|record| record.node.as_ref());
+        if !holds && !matches!(node, Some(Node::Implied)) {
             return Ok(level);
         }
-        let below = self
-            .io(self.lower.lookup(&level.real))?
-            .map(|found| found.node);
-        if displaced && matches!(below, Some(Node::Symlink { .. })) {
-            return Err(self.unsettled(&level.natural));
-        }
-        if hidden {
-            return Ok(level);
-        }
-        match (node, &below) {
-            (
-                Some(Node::Directory {
-                    late: Some(own), ..
-                }),
-                Some(Node::Symlink { target, .. }),
-            ) => {
-                let first = record.map_or(seq, Record::first);
-                let Followed { end, links } =
-                    self.follow(levels, &level.real, target, &level.natural, first)?;
-                level.early = Some((end, *own));
-                level.links = links;
+        match node {
+            None | Some(Node::Implied) => {
+                level.is_implied = true;
+                let way = self.lead(levels, &level.here, &level.natural, level.hidden, seq);
+                if let Some(Followed { end, hidden, links }) = reached(way, &mut level)? {
+                    (level.real, level.hidden, level.links) = (end, hidden, links);
+                }
             }
-            (Some(Node::Directory { late: None, .. }), Some(Node::Symlink { .. })) => {}
-            (Some(node), Some(Node::Symlink { .. })) if !node.is_dir() && !holds && !opaque => {}
-            // Also where something else of this layer takes the link's place:
-            // then there are only markers beneath, and those come first.
-            (_, Some(Node::Symlink { target, .. })) => {
-                let Followed { end, links } =
-                    self.follow(levels, &level.real, target, &level.natural, seq)?;
-                level.real = end;
-                level.links = links;
-                level.hidden = opaque;
+            Some(Node::Directory {
+                late: Some(own), ..
+            }) => {
+                level.seq = record.map_or(seq, Record::first);
+                let way = self.lead(levels, &level.here, &level.natural, level.hidden, level.seq);
+                if let Some(Followed { end, hidden, links }) = reached(way, &mut level)? {
+                    level.hidden = hidden || !links.is_empty();
+                    if !links.is_empty() {
+                        (level.early, level.links) = (Some((end, *own)), links);
+                    }
+                }
             }
-            (_, Some(below)) => {
-                level.hidden = opaque || !below.is_dir();
+            Some(Node::Directory { late: None, .. }) => {
+                let (node, hides) = self.passed(&level.here, &level.natural, level.hidden, seq)?;
+                level.hidden = hides || !node.is_some_and(|node| node.is_dir());
             }
-            _ => {}
+            Some(_) => level.hidden = true,
         }
         Ok(level)
     }
@@ -361,86 +421,83 @@ impl Settling<'_> {
     fn emit(
         &self,
         record: &Record,
-        levels: &[Level],
         level: &Level,
         out: &mut Builder,
         moves: &mut EditLog,
         foreign: &mut Foreign,
     ) -> Result<(), SealError> {
-        let Some(above) = levels.last() else {
-            return Ok(());
-        };
-        let place = |is_node: bool| join(above.place(record.seq, is_node), name(&record.path));
-        let push = |out: &mut Builder, path: Vec<u8>, node: Option<Node>, whiteout, opaque| {
+        let here = || level.here.clone();
+        let push = |out: &mut Builder, node: &Node| {
             self.io(out.push(&Record {
-                path,
+                path: here(),
                 seq: record.seq,
-                cleared: if node.is_some() { record.cleared } else { 0 },
-                first: record.first.filter(|_| node.is_some()),
-                node,
-                whiteout,
-                opaque,
+                cleared: record.cleared,
+                first: record.first,
+                node: Some(node.clone()),
                 ..Record::default()
             }))
         };
-        if !record.lost_link.is_empty() {
+        if record.is_lost() || !record.lost_link.is_empty() {
             self.io(out.push(&Record {
-                path: place(true),
+                path: here(),
                 seq: record.seq,
+                first: record.first.filter(|_| record.is_lost()),
                 lost_link: record.lost_link.clone(),
                 ..Record::default()
             }))?;
         }
-        if record.displaced && record.node.as_ref().is_some_and(|node| !node.is_dir()) {
+        if record.displaced && record.cleared == 0 {
             // What was beneath meets what came there by way of links.
-            self.io(out.push(&implied(&place(true), record.seq)))?;
+            let until = match &record.node {
+                Some(node) if node.is_dir() => record.first(),
+                _ => record.seq,
+            };
+            self.io(out.push(&Record {
+                path: here(),
+                seq: until,
+                displaced: true,
+                ..Record::default()
+            }))?;
         }
-        if record.whiteout {
-            push(out, place(false), None, true, false)?;
-        }
-        if record.opaque {
-            push(out, level.real.clone(), None, false, true)?;
-        }
-        let early = level.early.as_ref().map(|(real, _)| real);
         match &record.node {
             None => {}
             Some(Node::Implied) => {
                 for dir in self_and_ancestors(&level.real) {
+                    let own = *dir == *level.real;
                     self.io(out.push(&Record {
                         path: dir.to_vec(),
                         seq: record.seq,
                         node: Some(Node::Implied),
-                        cleared: if dir == level.real { record.cleared } else { 0 },
+                        cleared: if own { record.cleared } else { 0 },
+                        first: record.first.filter(|_| own),
                         ..Record::default()
                     }))?;
                 }
             }
             Some(node @ Node::Directory { late, .. }) => {
-                if let Some(early) = early {
+                if let Some((early, _)) = &level.early {
                     for dir in self_and_ancestors(early) {
                         self.io(out.push(&implied(dir, record.first())))?;
                     }
-                } else if late.is_some() {
+                } else if late.is_some() && record.cleared == 0 {
                     // What came before it meets what came there by way of links.
-                    let first = record.first().max(record.cleared);
-                    self.io(out.push(&implied(&place(true), first)))?;
+                    self.io(out.push(&implied(&level.here, record.first())))?;
                 }
-                push(out, place(true), Some(node.clone()), false, false)?;
+                push(out, node)?;
             }
             Some(node @ Node::ForeignLink { target }) => {
-                self.io(foreign.push(&place(true), target, record.seq))?;
+                self.io(foreign.push(&level.here, target, record.seq))?;
                 // Something later may take its name.
-                push(out, place(true), Some(node.clone()), false, false)?;
+                push(out, node)?;
             }
             Some(node) => {
-                let path = place(true);
-                if path != record.path {
+                if level.here != record.path {
                     self.io(moves.push(&Edit::Move {
                         from: record.path.clone(),
-                        to: path.clone(),
+                        to: here(),
                     }))?;
                 }
-                push(out, path, Some(node.clone()), false, false)?;
+                push(out, node)?;
             }
         }
         Ok(())
@@ -452,7 +509,23 @@ impl Settling<'_> {
     }
 }
 
-/// An entry goes by way of the links of these directories.
+/// What is known of a way; a way that leads nowhere is a fault only of what
+/// passes through it.
+fn reached(
+    way: Result<Followed, SealError>,
+    level: &mut Level,
+) -> Result<Option<Followed>, SealError> {
+    match way {
+        Ok(way) => Ok(Some(way)),
+        Err(error @ (SealError::Index { .. } | SealError::IndexTooLarge { .. })) => Err(error),
+        Err(error) => {
+            level.fault = Some(error);
+            Ok(None)
+        }
+    }
+}
+
+/// An entry goes by way of these directories.
 fn pass(record: &Record, levels: &mut [Level]) {
     if matches!(record.node, None | Some(Node::Implied)) {
         return;
@@ -463,7 +536,8 @@ fn pass(record: &Record, levels: &mut [Level]) {
             None => true,
         };
         if passed {
-            level.last = level.last.max(Some(record.seq));
+            let (first, last) = level.passed.unwrap_or((record.seq, record.seq));
+            level.passed = Some((first.min(record.seq), last.max(record.seq)));
         }
     }
 }

@@ -293,7 +293,7 @@ impl Walk<'_> {
                 Action::Pass | Action::Merge | Action::Cut => {}
             }
             let record = record.unwrap_or_default();
-            let hide = above == Action::Cut || record.whiteout;
+            let hide = above == Action::Cut || self.hides(&record);
             if !hide {
                 self.note_link(layer, &frame.path, &record, &state);
             }
@@ -401,6 +401,16 @@ impl Walk<'_> {
         } else {
             Action::Merge
         })
+    }
+
+    /// Markers speak of the layers below as they are, whatever came of a name
+    /// half-way through the layer; so where they pass through links is looked for
+    /// also below what was replaced.
+    fn hides(&self, record: &Record) -> bool {
+        match &self.purpose {
+            Purpose::FindThroughLink { .. } => record.whiteout,
+            Purpose::Emit { .. } => record.hides(),
+        }
     }
 
     fn uses_opaque(&self) -> bool {

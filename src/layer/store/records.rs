@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 /// Version of the way in which branches are written; part of every id, so that
 /// a mended bug does not live on in old directories.
-const BRANCH_VERSION: u32 = 3;
+const BRANCH_VERSION: u32 = 4;
 
 /// Name of a branch on disk: 32 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -194,6 +194,18 @@ pub struct ReferenceRecord {
     pub resolved: u64,
 }
 
+/// Which manifest an index has for a platform: `images/<id>.index.json`. Unlike a
+/// name, a digest never points elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct IndexRecord {
+    /// `sha256:…` of the index.
+    index: String,
+    /// The platform it was asked for, as text.
+    platform: String,
+    /// `sha256:…` of the manifest.
+    manifest: String,
+}
+
 impl Store {
     /// A committed branch's record; none if there is no such branch, or one that
     /// was not flushed before the machine went down.
@@ -298,7 +310,7 @@ impl Store {
 
     /// All images.
     pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
-        self.read_all(".json", |name| !name.ends_with(".ref"))
+        self.read_all(".json", |name| !name.contains('.'))
     }
 
     /// All names that were resolved.
@@ -322,6 +334,46 @@ impl Store {
     pub fn put_reference(&self, record: &ReferenceRecord) -> Result<(), StoreError> {
         let key = format!("{}\n{}", record.name, record.platform);
         write_json(&self.image_file(&key, ".ref.json"), record, false)
+    }
+
+    /// As [`Store::put_reference`], for a name that leads somewhere else than it
+    /// was last seen to.
+    pub fn note(&self, name: &str, platform: &str, manifest: &str) -> Result<(), StoreError> {
+        let known = self.reference(name, platform)?;
+        if known.is_some_and(|known| known.manifest == manifest) {
+            return Ok(());
+        }
+        self.put_reference(&ReferenceRecord {
+            name: name.to_owned(),
+            platform: platform.to_owned(),
+            manifest: manifest.to_owned(),
+            resolved: super::now(),
+        })
+    }
+
+    /// The manifest that an index has for a platform, if that was noted.
+    pub fn manifest_in(&self, index: &str, platform: &str) -> Result<Option<String>, StoreError> {
+        let path = self.image_file(&format!("{index}\n{platform}"), ".index.json");
+        match read_json::<IndexRecord>(&path) {
+            Err(StoreError::Damaged { .. }) => Ok(None),
+            other => Ok(other?.map(|record| record.manifest)),
+        }
+    }
+
+    /// Notes which manifest an index has for a platform.
+    pub fn put_manifest_in(
+        &self,
+        index: &str,
+        platform: &str,
+        manifest: &str,
+    ) -> Result<(), StoreError> {
+        let path = self.image_file(&format!("{index}\n{platform}"), ".index.json");
+        let record = IndexRecord {
+            index: index.to_owned(),
+            platform: platform.to_owned(),
+            manifest: manifest.to_owned(),
+        };
+        write_json(&path, &record, false)
     }
 
     fn read_all<T: serde::de::DeserializeOwned>(

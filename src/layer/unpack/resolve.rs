@@ -73,6 +73,10 @@ impl<R: RecordSink> Unpacker<R> {
             match component {
                 b"" | b"." => continue,
                 b".." => {
+                    let left = self.way(&missing);
+                    if !left.is_empty() {
+                        self.note_passed(left, self.stats.entries)?;
+                    }
                     if missing.rest.is_empty() {
                         self.go_up(path)?;
                     } else {

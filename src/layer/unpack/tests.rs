@@ -255,7 +255,8 @@ impl Unpacked {
         into
     }
 
-    /// The records in short, in the order they came: sequence number, kind, path.
+    /// The records in short, in the order they came: the entry's number, counted
+    /// from 0, kind, path.
     pub(super) fn notes(&self) -> Vec<String> {
         notes(&self.records)
     }
@@ -283,11 +284,12 @@ pub(super) fn notes(records: &[Record]) -> Vec<String> {
                 (Some(Node::ForeignLink { target }), false, false) => {
                     format!("foreign({})", String::from_utf8_lossy(target))
                 }
+                (None, false, false) if record.displaced => "passed".to_owned(),
                 odd => panic!("{odd:?}"),
             };
             format!(
                 "{} {what} {}",
-                record.seq,
+                record.seq - 1,
                 String::from_utf8_lossy(&record.path)
             )
         })

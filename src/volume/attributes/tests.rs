@@ -171,9 +171,6 @@ fn what_is_not_built_yet_is_refused_and_not_ignored() {
     let image = ("image", "oci:/images/app");
     for (pairs, key) in [
         (&[("images", "oci:/a,oci:/b")][..], "images"),
-        (&[image, ("pullPolicy", "Always")], "pullPolicy"),
-        (&[image, ("pullPolicy", "Never")], "pullPolicy"),
-        (&[image, ("pullAlways", "true")], "pullPolicy"),
         (&[image, ("subPath", "opt")], "subPath"),
         (&[image, ("sizeLimit", "1Gi")], "sizeLimit"),
         (&[image, ("medium", "Memory")], "medium"),
@@ -187,7 +184,8 @@ fn what_is_not_built_yet_is_refused_and_not_ignored() {
     for pairs in [
         &[("images", "oci:/a")][..],
         &[image, ("pullPolicy", "IfNotPresent")],
-        &[image, ("pullAlways", "false")],
+        &[image, ("pullPolicy", "Never")],
+        &[image, ("pullAlways", "true")],
         &[("image", "app"), ("pullPolicy", "Always")],
         &[("image", "app:1"), ("pullPolicy", "IfNotPresent")],
         &[image, ("subPath", "")],

@@ -17,6 +17,7 @@ pub fn further_cases() -> Vec<Case> {
     cases.extend(further_attributes());
     cases.extend(further_refusals());
     cases.extend(super::replaced::directories_over_links());
+    cases.extend(super::replaced::ways_that_the_layer_changes());
     cases
 }
 

@@ -1,7 +1,9 @@
 //! Directories that take the place of a link half-way through a layer.
 
-use super::super::entry::{Entry, dir, file, hardlink, symlink, whiteout};
-use super::{Case, a_dir, a_file, a_symlink, base, base_tree, refused, shows};
+use super::super::entry::{Entry, dir, file, hardlink, opaque, symlink, whiteout};
+use super::{
+    Case, Picture, a_dir, a_file, a_symlink, base, base_tree, implied_dir, refused, shows,
+};
 
 /// Names that lead through a link of a lower layer until a directory of the same
 /// layer takes the link's place, half-way through the tar.
@@ -163,6 +165,76 @@ pub fn directories_over_links() -> Vec<Case> {
     ]
 }
 
+/// Markers are led by the layers below alone, and entries by what the same layer
+/// has put on their way.
+pub fn ways_that_the_layer_changes() -> Vec<Case> {
+    vec![
+        shows(
+            "a marker goes through a link whose end the layer makes a circle",
+            vec![
+                vec![dir("lib"), file("lib/a", b"a"), symlink("f", "/lib")],
+                vec![symlink("a", "a"), symlink("lib", "/a"), whiteout("f/a")],
+            ],
+            Picture::new()
+                .with("a", a_symlink("a"))
+                .with("f", a_symlink("/lib"))
+                .with("lib", a_symlink("/a")),
+        ),
+        shows(
+            "a marker below a circle that the layer replaces",
+            vec![
+                vec![symlink("c", "c/a"), symlink("d", "c"), dir("e")],
+                vec![file("c", b"c"), whiteout("e/x"), file("d", b"d")],
+            ],
+            Picture::new()
+                .with("c", a_file("c"))
+                .with("d", a_file("d"))
+                .with("e", a_dir()),
+        ),
+        shows(
+            "a link on the way of a marker hides itself",
+            vec![
+                vec![dir("d"), symlink("d/up", "..")],
+                vec![file("d/up/x", b"x"), opaque("d/up")],
+            ],
+            Picture::new()
+                .with("d", implied_dir())
+                .with("d/up", implied_dir())
+                .with("d/up/x", a_file("x")),
+        ),
+        shows(
+            "a marker speaks of what was there before the layer replaced it",
+            vec![
+                vec![
+                    dir("lib"),
+                    symlink("lib/a", "/d"),
+                    dir("d"),
+                    file("d/x", b"x"),
+                ],
+                vec![file("lib", b"lib"), whiteout("lib/a/x"), dir("lib")],
+            ],
+            Picture::new().with("lib", a_dir()).with("d", a_dir()),
+        ),
+        shows(
+            "what came through a link is replaced, and comes again",
+            vec![
+                base(),
+                vec![
+                    file("lib/foo", b"1"),
+                    file("usr/lib", b"file"),
+                    file("lib/foo2", b"2"),
+                ],
+            ],
+            base_tree()
+                .without("usr/lib/old")
+                .without("usr/lib")
+                .with("usr/lib", implied_dir())
+                .with("usr/lib/foo2", a_file("2")),
+        ),
+    ]
+}
+
+/// Those that have a meaning which is not kept where a layer is unpacked alone.
 /// Those that have a meaning which is not kept where a layer is unpacked alone.
 pub fn unsettled_cases() -> Vec<Case> {
     let unsettled: &[&str] = &["below lib", "such a layer cannot be unpacked"];
@@ -207,9 +279,45 @@ pub fn unsettled_cases() -> Vec<Case> {
             "an implied directory before, a file behind",
             vec![file("lib/e/1", b"1"), file("lib/e", b"2")],
         ),
-        lost(
-            "a marker beneath an early directory",
-            vec![file("lib/e/1", b"1"), whiteout("lib/e/old")],
+        refused(
+            "a link that came through another one, and went again with its directory",
+            vec![
+                vec![symlink(".x", "b")],
+                vec![
+                    symlink(".x/d/c", "/a/b/d"),
+                    symlink("b/d/c/c", "/d/a"),
+                    symlink("b", "lib"),
+                ],
+            ],
+            &["below b,", "such a layer cannot be unpacked"],
+        ),
+        refused(
+            "a hard link to a file that another one took the place of, through a link",
+            vec![
+                base(),
+                vec![
+                    file("usr/lib/foo", b"1"),
+                    file("lib/foo", b"2"),
+                    hardlink("g", "usr/lib/foo"),
+                ],
+            ],
+            &["below g", "such a layer cannot be unpacked"],
+        ),
+        refused(
+            "a link's text goes up from a name that is another link below",
+            vec![
+                base(),
+                vec![symlink("s", "lib/.."), dir("s/n"), file("lib/m", b"m")],
+            ],
+            &["below lib", "such a layer cannot be unpacked"],
+        ),
+        refused(
+            "the layer's own link, which a directory took the place of through a link",
+            vec![
+                vec![symlink("d", "/"), dir("a")],
+                vec![symlink("s", "a"), dir("d/s"), file("s/n", b"n")],
+            ],
+            &["below s", "such a layer cannot be unpacked"],
         ),
         lost(
             "a hard link behind in the place of a file before",

@@ -3,6 +3,7 @@
 
 mod group;
 
+use super::way::There;
 use super::{Settling, implied, record, self_and_ancestors};
 use crate::layer::index::codec::corrupt;
 use crate::layer::index::{Builder, Index, Node, Record, join, name, parent};
@@ -23,7 +24,7 @@ impl Settling<'_> {
         link: &[u8],
         seq: u64,
     ) -> Result<Vec<u8>, SealError> {
-        let dir = self.resolve(own, b"", parent(target), &mut Vec::new(), link, seq)?;
+        let (dir, _) = self.resolve(own, b"", parent(target), &mut Vec::new(), link, seq)?;
         let path = join(&dir, name(target));
         self.check_extent(&path, link)?;
         Ok(path)
@@ -32,15 +33,20 @@ impl Settling<'_> {
     /// What came beneath a hard link into the layers below made a directory of
     /// it, unless it is one to a symbolic link.
     pub(super) fn passes_by(&self, own: &Index, record: &Record) -> Result<(), SealError> {
-        let target = &record.lost_link;
-        let path = self.target(own, target, &record.path, record.cleared)?;
-        match self.source(own, &path, record.cleared, &record.path)? {
-            Source::Own(Node::File { .. } | Node::Special { .. })
-            | Source::Lower {
-                node: Node::File { .. } | Node::Special { .. },
-                ..
-            } => Ok(()),
-            _ => Err(self.unsettled(&record.path)),
+        let source = self
+            .target(own, &record.lost_link, &record.path, record.cleared)
+            .and_then(|path| self.source(own, &path, record.cleared, &record.path));
+        match source {
+            Ok(
+                Source::Own(Node::File { .. } | Node::Special { .. })
+                | Source::Lower {
+                    node: Node::File { .. } | Node::Special { .. },
+                    ..
+                },
+            ) => Ok(()),
+            Err(error @ (SealError::Index { .. } | SealError::IndexTooLarge { .. })) => Err(error),
+            // It may have led elsewhere before.
+            Ok(_) | Err(_) => Err(self.unsettled(&record.path)),
         }
     }
 
@@ -67,7 +73,7 @@ impl Settling<'_> {
         for layer in groups.layers.clone() {
             let mut cursor = self.lower.layers[layer].cursor();
             while let Some(record) = self.io(cursor.next_record())? {
-                if let Some(inode) = record.node.as_ref().and_then(inode) {
+                if let Some(inode) = record.node.as_ref().and_then(Node::inode) {
                     self.io(groups.push_name((layer, inode), &record.path))?;
                 }
             }
@@ -101,6 +107,10 @@ impl Settling<'_> {
             let earlier = self
                 .io(names.last_before(&name_key(&path, seq)))?
                 .filter(|record| record.path.starts_with(&name_key_start(&path)));
+            let earlier = match earlier {
+                Some(earlier) if self.is_still(own, &path, earlier.seq, seq)? => Some(earlier),
+                _ => None,
+            };
             let (path, source) = match earlier {
                 Some(record) => {
                     let (path, layer) = self.io(found.get(record.seq))?;
@@ -129,12 +139,31 @@ impl Settling<'_> {
                     }
                 }
                 Source::Lower { layer, node } => {
-                    let inode = inode(&node).unwrap_or_default();
+                    let inode = node.inode().unwrap_or_default();
                     self.io(groups.push_link((layer, inode), seq, &path, &link))?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether link `earlier` is at `path` when entry `seq` comes.
+    fn is_still(
+        &self,
+        own: &Index,
+        path: &[u8],
+        earlier: u64,
+        seq: u64,
+    ) -> Result<bool, SealError> {
+        let Some(kept) = self.node_at(own, path)? else {
+            return Ok(!self.relocates.get());
+        };
+        if kept.seq == earlier {
+            return Ok(true);
+        }
+        // Without ways through links, the unpacker would have found what else
+        // took its name by then.
+        Ok(kept.since() > seq && !self.relocates.get())
     }
 
     /// What was found at `path` before: in that layer, or in this one.
@@ -236,70 +265,56 @@ impl Settling<'_> {
         seq: u64,
         link: &[u8],
     ) -> Result<Source, SealError> {
-        let layer = self.layer + 1;
-        let relocates = self.relocates.get();
+        let mut found = There::Nothing;
+        let mut hidden = false;
         for dir in self_and_ancestors(path) {
-            let record = self.io(own.get(dir))?.unwrap_or_default();
-            // What came beneath it by way of a link below, perhaps this very
-            // target, went when something else took its place.
-            let replaced = record.seq > seq && record.node.is_some_and(|node| !node.is_dir());
-            if record.cleared > seq
-                || dir == path && !record.lost_link.is_empty()
-                || dir != path && replaced && relocates
-            {
-                return Err(self.unsettled(path));
+            (found, hidden) = self.there(own, dir, seq, hidden)?;
+            if let There::Unknown = found {
+                // The unpacker has looked, and found nothing on disk; that is
+                // enough, unless something came through links.
+                let record = self.io(own.get(dir))?;
+                let foreign = record.is_some_and(|record| {
+                    matches!(record.node, Some(Node::ForeignLink { .. }))
+                        || !record.lost_link.is_empty()
+                });
+                found = match self.below(dir)? {
+                    Some(below) if !foreign && !self.relocates.get() => There::Lower(below),
+                    _ => return Err(self.unsettled(path)),
+                };
             }
         }
+        let layer = self.layer + 1;
         let (link, target) = (PathText::from(link), PathText::from(path));
-        let node = match self.node_at(own, path)? {
-            Some(record) if record.seq <= seq && record.node != Some(Node::Implied) => {
-                return match record.node {
-                    Some(node) if !node.is_dir() => Ok(Source::Own(node)),
-                    _ => Err(SealError::LinkToDirectory {
+        match found {
+            There::Own(node) if !node.is_dir() => Ok(Source::Own(node)),
+            There::Lower(Found { layer, node }) if !node.is_dir() => {
+                Ok(Source::Lower { layer, node })
+            }
+            There::Own(_) | There::Lower(_) => Err(SealError::LinkToDirectory {
+                layer,
+                link,
+                target,
+            }),
+            There::Nothing | There::Unknown => {
+                let below = self.io(self.lower.lookup(path))?;
+                Err(match below {
+                    Some(_) if self.removes(own, path)? => SealError::LinkTargetRemoved {
                         layer,
                         link,
                         target,
-                    }),
-                };
-            }
-            _ => self.io(self.lower.lookup(path))?,
-        };
-        let implied = self
-            .node_at(own, path)?
-            .is_some_and(|record| record.node == Some(Node::Implied) && record.seq <= seq);
-        match node {
-            Some(found) if implied && !matches!(found.node, Node::Symlink { .. }) => {
-                Err(SealError::LinkToDirectory {
-                    layer,
-                    link,
-                    target,
+                    },
+                    _ => SealError::LinkTargetMissing {
+                        layer,
+                        link,
+                        target,
+                    },
                 })
             }
-            None if implied => Err(SealError::LinkToDirectory {
-                layer,
-                link,
-                target,
-            }),
-            None => Err(SealError::LinkTargetMissing {
-                layer,
-                link,
-                target,
-            }),
-            Some(_) if self.removes(own, path)? => Err(SealError::LinkTargetRemoved {
-                layer,
-                link,
-                target,
-            }),
-            Some(found) if found.node.is_dir() => Err(SealError::LinkToDirectory {
-                layer,
-                link,
-                target,
-            }),
-            Some(Found { layer, node }) => Ok(Source::Lower { layer, node }),
         }
     }
 
-    /// Whether a marker of this layer hides what the layers below have at `path`.
+    /// Whether this layer hides what the layers below have at `path`, by a marker
+    /// or by a directory that took the place of something else.
     pub(super) fn removes(&self, own: &Index, path: &[u8]) -> Result<bool, SealError> {
         if self.io(own.get(b""))?.is_some_and(|record| record.opaque) {
             return Ok(true);
@@ -308,7 +323,7 @@ impl Settling<'_> {
             let Some(record) = self.io(own.get(dir))? else {
                 continue;
             };
-            if record.whiteout || record.opaque && dir.len() < path.len() {
+            if record.hides() || record.opaque && dir.len() < path.len() {
                 return Ok(true);
             }
         }
@@ -325,7 +340,7 @@ impl Settling<'_> {
     ) -> Result<bool, SealError> {
         let below = self.io(self.lower.lookup(path))?;
         let same =
-            below.is_some_and(|found| (found.layer, inode(&found.node)) == (key.0, Some(key.1)));
+            below.is_some_and(|found| (found.layer, found.node.inode()) == (key.0, Some(key.1)));
         if !same || self.removes(own, path)? {
             return Ok(false);
         }
@@ -354,15 +369,6 @@ impl Source {
             Source::Own(_) => None,
             Source::Lower { layer, .. } => Some(*layer),
         }
-    }
-}
-
-fn inode(node: &Node) -> Option<u64> {
-    match node {
-        Node::File { inode, .. } | Node::Symlink { inode, .. } | Node::Special { inode, .. } => {
-            Some(*inode)
-        }
-        Node::Directory { .. } | Node::Implied | Node::ForeignLink { .. } => None,
     }
 }
 

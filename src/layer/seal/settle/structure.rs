@@ -1,10 +1,11 @@
 //! From where the unpacker put things to where the effective index has them.
 
-use super::{Settling, is_dir};
+use super::{Settling, implied, is_dir};
 use crate::layer::index::sort::Sorter;
-use crate::layer::index::{Attrs, Index, Node, compare};
+use crate::layer::index::{Attrs, Builder, Index, Node, compare};
 use crate::layer::seal::SealError;
 use crate::layer::seal::edits::{Edit, EditLog};
+use std::io;
 
 impl Settling<'_> {
     /// From where the unpacker put things to where the effective index has them.
@@ -22,6 +23,7 @@ impl Settling<'_> {
         // What is below a directory goes before it.
         let mut gone = Sorter::new(self.io((self.scratch)())?, |a, b| compare(b, a));
         let mut moves = moves.read().peekable();
+        let mut replaced = Inodes(self.builder()?);
         let mut natural = self.natural.cursor();
         while let Some(record) = self.io(natural.next_record())? {
             let path = record.path;
@@ -53,6 +55,13 @@ impl Settling<'_> {
                 .node_at(effective, &place)?
                 .is_some_and(|kept| !is_dir(&kept) && kept.seq == record.seq);
             if !wins {
+                if let Node::Symlink { .. } = node {
+                    // What came by way of it later was meant for what replaced it.
+                    return Err(self.unsettled(&path));
+                }
+                replaced
+                    .take(&node, record.seq)
+                    .map_err(SealError::index(self.layer))?;
                 self.io(log.push(&Edit::RemoveFile { path }))?;
             } else if place != path {
                 let mut from = aside.clone();
@@ -64,6 +73,7 @@ impl Settling<'_> {
                 self.io(waiting.push(&Edit::Move { from, to: place }))?;
             }
         }
+        self.check_names(replaced)?;
         let mut gone = self.io(gone.finish())?;
         while let Some(path) = self.io(gone.next_item())? {
             let path = path.to_vec();
@@ -98,6 +108,27 @@ impl Settling<'_> {
         Ok(())
     }
 
+    /// The unpacker has made a hard link to what it found under a name. Had
+    /// something else come there by then, by way of a link, the link was meant
+    /// for that.
+    fn check_names(&self, replaced: Inodes) -> Result<(), SealError> {
+        let replaced = self.finish(replaced.0)?;
+        if replaced.summary().records == 0 {
+            return Ok(());
+        }
+        let mut natural = self.natural.cursor();
+        while let Some(record) = self.io(natural.next_record())? {
+            let Some(inode) = record.node.as_ref().and_then(Node::inode) else {
+                continue;
+            };
+            let first = self.io(replaced.get(&Inodes::key(inode)))?;
+            if first.is_some_and(|first| first.first() < record.seq) {
+                return Err(self.unsettled(&record.path));
+            }
+        }
+        Ok(())
+    }
+
     /// The beginning of names that the layer's root directory has not.
     fn unused_name(&self) -> Result<Vec<u8>, SealError> {
         let mut prefix = b".moving-".to_vec();
@@ -108,5 +139,22 @@ impl Settling<'_> {
             }
         }
         Ok(prefix)
+    }
+}
+
+/// Inodes, each with the place in the archive of the first of its names that
+/// was taken.
+struct Inodes(Builder);
+
+impl Inodes {
+    fn key(inode: u64) -> Vec<u8> {
+        format!("{inode:x}").into_bytes()
+    }
+
+    fn take(&mut self, node: &Node, seq: u64) -> io::Result<()> {
+        let Some(inode) = node.inode() else {
+            return Ok(());
+        };
+        self.0.push(&implied(&Self::key(inode), seq))
     }
 }

@@ -235,6 +235,8 @@ fn every_case_of_the_format_has_its_natural_form() {
                 "2 link x",
                 "3 implied real",
                 "3 dir real/y",
+                "4 passed a/b",
+                "4 passed a",
                 "4 file real/y/f",
             ],
         ),
@@ -280,7 +282,13 @@ fn every_case_of_the_format_has_its_natural_form() {
             "a link's missing way is made only where it ends",
             vec![link("s", "no/../a/b"), file("s/f", "f")],
             &["a/", "a/b/", "a/b/f=f", "s->no/../a/b"],
-            &["0 link s", "1 implied a", "1 implied a/b", "1 file a/b/f"],
+            &[
+                "0 link s",
+                "1 passed no",
+                "1 implied a",
+                "1 implied a/b",
+                "1 file a/b/f",
+            ],
         ),
         (
             "hard links, through links and to links",

@@ -1,0 +1,169 @@
+//! The digests that volumes were first given.
+//!
+//! A tag may move while an image is being pulled, and the plugin may be killed
+//! meanwhile: the volume still gets what it was promised. Its own record has that
+//! once it is mounted; until then a file `pulls/<id>.json` has.
+
+use crate::image::digest::Digest;
+use crate::layer::store::{StoreError, hex, now, read_json, write_json};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// A promise is forgotten when it is so old, in seconds: kubelet asks every two
+/// minutes at least, so its volume is long there or long gone.
+const FORGOTTEN_AFTER: u64 = 86_400;
+
+/// The promises of a store.
+#[derive(Debug)]
+pub(crate) struct Promises {
+    dir: PathBuf,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    volume_id: String,
+    /// By the image's name: what it led to.
+    digests: BTreeMap<String, String>,
+    /// Seconds since the epoch.
+    created: u64,
+}
+
+impl Promises {
+    /// Those of the store at `root`.
+    pub(crate) fn of(root: &Path) -> Self {
+        Promises {
+            dir: root.join("pulls"),
+        }
+    }
+
+    /// What the volume was promised for this name.
+    pub(crate) fn get(&self, volume_id: &str, name: &str) -> Result<Option<Digest>, StoreError> {
+        Ok(self.read(volume_id)?.and_then(|record| {
+            let digest = record.digests.get(name)?;
+            digest.parse().ok()
+        }))
+    }
+
+    /// Promises the volume a digest, unless it was promised one.
+    pub(crate) fn make(
+        &self,
+        volume_id: &str,
+        name: &str,
+        digest: &Digest,
+    ) -> Result<(), StoreError> {
+        let mut record = self.read(volume_id)?.unwrap_or_else(|| Record {
+            volume_id: volume_id.to_owned(),
+            digests: BTreeMap::new(),
+            created: now(),
+        });
+        if record.digests.contains_key(name) {
+            return Ok(());
+        }
+        record.digests.insert(name.to_owned(), digest.to_string());
+        match fs::DirBuilder::new().mode(0o700).create(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::io("create", &self.dir)(error));
+            }
+            _ => {}
+        }
+        write_json(&self.path(volume_id), &record, false)
+    }
+
+    /// The promise is kept, or nobody wants it kept.
+    pub(crate) fn end(&self, volume_id: &str) -> Result<(), StoreError> {
+        let path = self.path(volume_id);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::io("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets promises that were made more than a day ago.
+    pub(crate) fn clean(&self) -> Result<(), StoreError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(StoreError::io("read", &self.dir))?,
+        };
+        for entry in entries {
+            let path = entry.map_err(StoreError::io("read", &self.dir))?.path();
+            // Others are being written.
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let record: Option<Record> = match read_json(&path) {
+                Err(StoreError::Damaged { .. }) => None,
+                other => other?,
+            };
+            if record.is_none_or(|record| now().saturating_sub(record.created) > FORGOTTEN_AFTER) {
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(StoreError::io("remove", &path)(error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, volume_id: &str) -> Result<Option<Record>, StoreError> {
+        let record: Option<Record> = match read_json(&self.path(volume_id)) {
+            Err(StoreError::Damaged { .. }) => None,
+            other => other?,
+        };
+        Ok(record.filter(|record| record.volume_id == volume_id))
+    }
+
+    fn path(&self, volume_id: &str) -> PathBuf {
+        let name = hex(&Sha256::digest(volume_id)[..16]);
+        self.dir.join(format!("{name}.json"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_promise_stands_until_it_is_ended() {
+        let root = tempfile::tempdir().unwrap();
+        let promises = Promises::of(root.path());
+        let (first, second) = (Digest::of(b"1"), Digest::of(b"2"));
+        assert_eq!(promises.get("v", "a").unwrap(), None);
+        promises.make("v", "a", &first).unwrap();
+        promises.make("v", "a", &second).unwrap();
+        promises.make("v", "b", &second).unwrap();
+        let after_a_restart = Promises::of(root.path());
+        assert_eq!(after_a_restart.get("v", "a").unwrap(), Some(first));
+        assert_eq!(after_a_restart.get("v", "b").unwrap(), Some(second));
+        assert_eq!(after_a_restart.get("w", "a").unwrap(), None);
+        promises.end("v").unwrap();
+        promises.end("v").unwrap();
+        assert_eq!(promises.get("v", "a").unwrap(), None);
+    }
+
+    #[test]
+    fn old_and_damaged_ones_are_forgotten() {
+        let root = tempfile::tempdir().unwrap();
+        let promises = Promises::of(root.path());
+        let record = Record {
+            volume_id: "old".to_owned(),
+            digests: BTreeMap::new(),
+            created: now() - FORGOTTEN_AFTER - 1,
+        };
+        promises.clean().unwrap();
+        promises.make("new", "a", &Digest::of(b"1")).unwrap();
+        write_json(&promises.path("old"), &record, false).unwrap();
+        fs::write(promises.path("damaged"), b"{").unwrap();
+        assert_eq!(promises.get("damaged", "a").unwrap(), None);
+        promises.clean().unwrap();
+        assert_eq!(fs::read_dir(&promises.dir).unwrap().count(), 1);
+    }
+}
