@@ -186,11 +186,16 @@ impl Pulls {
             Arc::clone(&self.book),
             options.abandoned_after,
         );
+        let command = options
+            .command
+            .clone()
+            .with_password()
+            .map_err(|error| PullError::Registry(unreadable(&error)))?;
         self.promises.clean().map_err(PullError::Store)?;
         let started = Arc::new(Running {
             puller,
             credentials: Arc::new(credentials),
-            command: options.command.clone(),
+            command,
         });
         *running = Some(Arc::clone(&started));
         Ok(started)

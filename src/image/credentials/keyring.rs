@@ -69,6 +69,26 @@ pub enum CommandCredentials {
     None,
 }
 
+impl CommandCredentials {
+    /// The same with a password: one that was not given is asked for, once for all
+    /// images of the command.
+    pub fn with_password(self) -> Result<Self, CredentialError> {
+        match self {
+            CommandCredentials::Login {
+                username,
+                password: None,
+            } => {
+                let password = ask::ask_password(&format!("password of {username}"))?;
+                Ok(CommandCredentials::Login {
+                    username,
+                    password: Some(password),
+                })
+            }
+            other => Ok(other),
+        }
+    }
+}
+
 /// What was found for an image, and where it was looked for.
 #[derive(Debug)]
 pub(super) struct Look {
