@@ -128,7 +128,12 @@ fn what_is_wrong_has_its_exit_code_and_leaves_all_as_it_was() {
         (&["mount", "oci:image:nope", free], 66, "nope"),
         (&["mount", "oci:nowhere", free], 66, "nowhere"),
         (&["mount", "oci:", free], 64, "image name"),
-        (&["mount", "docker://app:1", free], 69, "registry"),
+        // Nobody listens there, now.
+        (
+            &["mount", "docker://127.0.0.1:1/app:1", free],
+            75,
+            "cannot reach 127.0.0.1:1",
+        ),
         (
             &["mount", "--union", "aufs", "oci:image:latest", free],
             69,

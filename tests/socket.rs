@@ -357,7 +357,7 @@ async fn a_wrong_request_is_refused_before_anything_is_done() {
             set(r, "subPath", "opt")
         }),
         ("cannot be used with this version: ", |r| {
-            set(r, "pullPolicy", "Never")
+            set(r, "medium", "Memory")
         }),
     ];
     let server = Server::start().await;
