@@ -107,6 +107,14 @@ const UMOCI_DIFFERS: &[(&str, &str)] = &[
         "as with the marker first",
     ),
     (
+        "a marker goes through a link whose end the layer makes a circle",
+        "as with the marker first",
+    ),
+    (
+        "a link on the way of a marker hides itself",
+        "as with the marker first",
+    ),
+    (
         "a whiteout behind a link that the same layer hides",
         "as with the marker first",
     ),
