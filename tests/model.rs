@@ -115,6 +115,14 @@ const UMOCI_DIFFERS: &[(&str, &str)] = &[
         "as with the marker first",
     ),
     (
+        "a marker speaks of what was there before the layer replaced it",
+        "as with the marker first",
+    ),
+    (
+        "what came through a link is replaced, and comes again",
+        "umoci refuses, as in N",
+    ),
+    (
         "a whiteout behind a link that the same layer hides",
         "as with the marker first",
     ),
