@@ -583,7 +583,7 @@ async fn a_retry_joins_the_work_that_goes_on() {
     );
     assert_eq!(
         status.message(),
-        "still publishing the volume: unpacking layer 1/2, 0 B; work goes on"
+        "still publishing the volume: pulling layer 1/2, 0 B; work goes on"
     );
     let retry = server.publish_later(publish_request("v")).await;
     server.fake.open_gate();
