@@ -93,11 +93,33 @@ struct Unpacked {
 }
 
 impl Stager<'_> {
-    /// Makes `image` ready for unions of `format`.
+    /// Makes an image ready for unions of `format`, and notes that `name` leads to
+    /// it.
     pub fn stage(
         &self,
         source: &dyn ImageSource,
         name: &str,
+        platform: &PlatformChoice,
+        format: Format,
+        progress: &dyn Progress,
+    ) -> Result<StagedImage, StageError> {
+        let resolved = crate::layer::store::clock();
+        let staged = self.stage_unnamed(source, platform, format, progress)?;
+        self.store
+            .note(
+                name,
+                &platform.to_string(),
+                &staged.image.manifest,
+                resolved,
+            )
+            .map_err(StageError::Store)?;
+        Ok(staged)
+    }
+
+    /// Makes an image ready for unions of `format`.
+    pub fn stage_unnamed(
+        &self,
+        source: &dyn ImageSource,
         platform: &PlatformChoice,
         format: Format,
         progress: &dyn Progress,
@@ -111,9 +133,6 @@ impl Stager<'_> {
             && self.is_usable(form)?
             && may_reuse_all(source, &image)?
         {
-            self.store
-                .note(name, &platform.to_string(), &manifest)
-                .map_err(StageError::Store)?;
             return Ok(StagedImage {
                 form: form.clone(),
                 image: record.clone(),
@@ -126,9 +145,6 @@ impl Stager<'_> {
         let record = self
             .store
             .put_form(new_record(&image), format.name(), form.clone())
-            .map_err(StageError::Store)?;
-        self.store
-            .note(name, &platform.to_string(), &manifest)
             .map_err(StageError::Store)?;
         Ok(StagedImage {
             image: record,

@@ -47,6 +47,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Version of the layout on disk and of everything in it.
 pub const STORE_VERSION: u32 = 1;
@@ -456,9 +457,14 @@ pub(crate) fn unique() -> String {
     )
 }
 
-/// Seconds since the epoch.
-pub(crate) fn now() -> u64 {
+/// Time since the epoch.
+pub(crate) fn clock() -> Duration {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+        .unwrap_or_default()
+}
+
+/// Seconds since the epoch.
+pub(crate) fn now() -> u64 {
+    clock().as_secs()
 }

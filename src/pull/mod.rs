@@ -2,9 +2,11 @@
 //! and one job for each content.
 //!
 //! ```text
+//! asking   policy and access: from what a volume wants to a digest
 //! access   what is known of repositories, credentials and layers, on disk
 //! promise  the digests that volumes were first given, on disk
-//! jobs     one job for each content; it ends when nobody waits for it
+//! job      one pull
+//! jobs     one of them for each content; it ends when nobody waits for it
 //! source   a repository, or the store itself, as a source of layers
 //! ```
 //!
@@ -14,6 +16,8 @@
 //! has an image, or that a job for it runs, changes nothing.
 
 mod access;
+mod asking;
+mod job;
 mod jobs;
 mod promise;
 mod source;
@@ -30,21 +34,21 @@ use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
 use crate::image::platform::PlatformChoice;
 use crate::image::reference::{ImageName, Source};
-use crate::image::registry::{Accepted, Head, Reference, Registry, RegistryError, Session};
+use crate::image::registry::{Registry, RegistryError};
 use crate::layer::seal::Format;
 use crate::layer::store::{Store, StoreError};
 use crate::layer::tree::Ownership;
 use crate::stage::{Progress, StageError, StageOptions, StagedImage, Stager};
-use access::Public;
-use jobs::{Handle, Jobs};
-use source::{Remote, Stored};
+use asking::Asking;
+use job::{Job, Slots};
+use jobs::Jobs;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Images that are unpacked at the same time; each takes threads and memory. The
-/// downloads of others go on meanwhile.
-const MAX_UNPACKING: usize = 8;
+/// Pulls at the same time; each takes threads and memory. Others wait for their
+/// turn.
+const MAX_AT_WORK: usize = 8;
 /// How often a job that waits for its turn looks whether it is still wanted.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
@@ -197,7 +201,7 @@ impl Puller {
                 store,
                 registry,
                 book,
-                unpacking: Slots::new(MAX_UNPACKING),
+                unpacking: Slots::new(MAX_AT_WORK),
                 stats: PullStats::default(),
             }),
             jobs: Jobs::new(abandoned_after),
@@ -255,6 +259,7 @@ impl Puller {
             });
         }
         progress.pulling(&asking.name);
+        let resolved = crate::layer::store::clock();
         let head = asking.resolve().map_err(Arc::new)?;
         let digest = head.descriptor.digest;
         promise(&digest).map_err(|error| Arc::new(PullError::Store(error)))?;
@@ -268,7 +273,7 @@ impl Puller {
             }
         };
         asking
-            .note(&digest, &image.image.manifest)
+            .note(&digest, &image.image.manifest, resolved)
             .map_err(|error| Arc::new(PullError::Store(error)))?;
         Ok(Found {
             image,
@@ -294,7 +299,7 @@ impl Puller {
                 inner: Arc::clone(&self.inner),
                 session: Arc::clone(&asking.session),
                 root: root.clone(),
-                name: asking.name_at(&root.digest),
+                name: asking.name.clone(),
                 repository: asking.repository.clone(),
                 platform: want.platform.clone(),
                 staging: want.staging.clone(),
@@ -339,361 +344,11 @@ fn registry_error(error: &StageError) -> Option<&RegistryError> {
     }
 }
 
-/// One volume's way to an image.
-struct Asking<'a> {
-    inner: &'a Inner,
-    want: &'a Want<'a>,
-    /// As names are recorded.
-    name: String,
-    /// `registry/repository`.
-    repository: String,
-    /// What the image has to be, or what its name says.
-    reference: Reference,
-    session: Arc<Session>,
-}
-
-impl<'a> Asking<'a> {
-    fn new(inner: &'a Inner, want: &'a Want<'a>) -> Result<Self, PullError> {
-        let name = want.name;
-        // This also looks whether the operator allows the registry.
-        let session = inner
-            .registry
-            .session(name, want.keyring.clone())
-            .map_err(PullError::Registry)?;
-        let reference = match want.promised {
-            Some(digest) => Reference::Digest(digest),
-            None => Reference::of(name),
-        };
-        Ok(Asking {
-            inner,
-            want,
-            name: Source::Registry(name.clone()).to_string(),
-            repository: format!("{}/{}", name.registry(), name.repository()),
-            reference,
-            session,
-        })
-    }
-
-    /// The name of just this content.
-    fn name_at(&self, digest: &Digest) -> String {
-        format!("docker://{}@{digest}", self.repository)
-    }
-
-    /// The image as the store has it, where that will do.
-    fn as_stored(&self, progress: &dyn Progress) -> Result<Option<StagedImage>, PullError> {
-        let policy = self.want.policy;
-        if policy == PullPolicy::Always {
-            return Ok(None);
-        }
-        let Some(manifest) = self.known_manifest()? else {
-            return match policy {
-                PullPolicy::Never => Err(PullError::NotPresent),
-                PullPolicy::Always | PullPolicy::IfNotPresent => Ok(None),
-            };
-        };
-        if !self.is_accepted()? {
-            if policy == PullPolicy::Never {
-                return Err(PullError::NoAccess);
-            }
-            self.ask_for_access(&manifest)?;
-        }
-        let found = self.use_stored(&manifest, progress)?;
-        match (found, policy) {
-            (None, PullPolicy::Never) => Err(PullError::NotPresent),
-            (found, _) => Ok(found),
-        }
-    }
-
-    /// What the store says that the name leads to.
-    fn known_manifest(&self) -> Result<Option<String>, PullError> {
-        let store = &self.inner.store;
-        let platform = self.want.platform.to_string();
-        let known = match &self.reference {
-            Reference::Digest(digest) => self.manifest_of(digest)?,
-            Reference::Tag(_) => store
-                .reference(&self.name, &platform)
-                .map_err(PullError::Store)?
-                .map(|record| record.manifest),
-        };
-        Ok(known)
-    }
-
-    /// The manifest for the wanted platform that a digest stands for, if the store
-    /// has an image of it.
-    fn manifest_of(&self, digest: &Digest) -> Result<Option<String>, PullError> {
-        let store = &self.inner.store;
-        let text = digest.to_string();
-        let platform = self.want.platform.to_string();
-        if let Some(manifest) = store
-            .manifest_in(&text, &platform)
-            .map_err(PullError::Store)?
-        {
-            return Ok(Some(manifest));
-        }
-        let image = store.image(&text).map_err(PullError::Store)?;
-        Ok(image
-            .filter(|image| {
-                image
-                    .platform
-                    .parse()
-                    .is_ok_and(|platform| self.want.platform.takes_single(&platform))
-            })
-            .map(|image| image.manifest))
-    }
-
-    /// Whether it is known that this one may have what the repository has.
-    fn is_accepted(&self) -> Result<bool, PullError> {
-        if self.want.by_operator {
-            return Ok(true);
-        }
-        let book = &self.inner.book;
-        match book.is_public(&self.repository).map_err(PullError::Store)? {
-            Public::Fresh => return Ok(true),
-            // The registry may be out of reach for good, and once is enough to
-            // have read it all.
-            Public::Stale if self.want.policy == PullPolicy::Never => return Ok(true),
-            Public::Stale | Public::No => {}
-        }
-        let name = self.want.name;
-        let credentials = self.want.keyring.lookup(name.registry(), name.repository());
-        book.accepts(&self.repository, &credentials)
-            .map_err(PullError::Store)
-    }
-
-    /// Has the registry say whether this one may have it.
-    fn ask_for_access(&self, manifest: &str) -> Result<(), PullError> {
-        let of_manifest = manifest.parse().map(Reference::Digest);
-        let asked = match of_manifest {
-            Ok(reference) => self.head(&reference),
-            Err(_) => self.head(&self.reference),
-        };
-        let asked = match asked {
-            // The tag has moved on, and the registry keeps only what has one.
-            Err(PullError::Registry(RegistryError::NotFound { .. })) => self.head(&self.reference),
-            other => other,
-        };
-        match asked {
-            Ok(_) => Ok(()),
-            Err(PullError::Registry(
-                RegistryError::Unreachable { .. }
-                | RegistryError::Status { .. }
-                | RegistryError::Stalled { .. },
-            )) if self
-                .inner
-                .book
-                .is_public(&self.repository)
-                .map_err(PullError::Store)?
-                == Public::Stale =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Where the name leads now.
-    fn resolve(&self) -> Result<Head, PullError> {
-        self.head(&self.reference)
-    }
-
-    /// Asks the registry, and remembers whom it answered.
-    fn head(&self, reference: &Reference) -> Result<Head, PullError> {
-        let book = &self.inner.book;
-        match self.session.head(reference) {
-            Ok(head) => {
-                match &head.accepted {
-                    Accepted::Anonymous => book.note_public(&self.repository),
-                    Accepted::With(credential) => book.note_accepted(&self.repository, credential),
-                }
-                .map_err(PullError::Store)?;
-                Ok(head)
-            }
-            Err(error) => {
-                if matches!(
-                    error,
-                    RegistryError::Unauthenticated { .. } | RegistryError::Denied { .. }
-                ) {
-                    book.note_restricted(&self.repository)
-                        .map_err(PullError::Store)?;
-                }
-                Err(PullError::Registry(error))
-            }
-        }
-    }
-
-    /// The image that a digest stands for, if the store has all of it.
-    fn stored(
-        &self,
-        digest: &Digest,
-        progress: &dyn Progress,
-    ) -> Result<Option<StagedImage>, PullError> {
-        match self.manifest_of(digest)? {
-            Some(manifest) => self.use_stored(&manifest, progress),
-            None => Ok(None),
-        }
-    }
-
-    fn use_stored(
-        &self,
-        manifest: &str,
-        progress: &dyn Progress,
-    ) -> Result<Option<StagedImage>, PullError> {
-        let inner = self.inner;
-        let Some(record) = inner.store.image(manifest).map_err(PullError::Store)? else {
-            return Ok(None);
-        };
-        let source = Stored::new(
-            self.name.clone(),
-            &record,
-            &self.repository,
-            &inner.book,
-            self.want.by_operator,
-        );
-        let Some(source) = source else {
-            return Ok(None);
-        };
-        let staging = &self.want.staging;
-        let staged = stager(&inner.store, staging, staging.options.clone()).stage(
-            &source,
-            &self.name,
-            self.want.platform,
-            staging.format,
-            progress,
-        );
-        match staged {
-            Ok(image) => Ok(Some(image)),
-            Err(error) if find(&error).is_some_and(is_not_stored) => Ok(None),
-            Err(error) => Err(PullError::Stage(error)),
-        }
-    }
-
-    /// Notes where the name and the digest lead, for the next one.
-    fn note(&self, digest: &Digest, manifest: &str) -> Result<(), StoreError> {
-        let store = &self.inner.store;
-        let platform = self.want.platform.to_string();
-        if digest.to_string() != manifest {
-            store.put_manifest_in(&digest.to_string(), &platform, manifest)?;
-        }
-        match self.reference {
-            Reference::Tag(_) => store.note(&self.name, &platform, manifest),
-            // What was promised may not be what the tag leads to now.
-            Reference::Digest(_) if self.want.name.digest().is_none() => Ok(()),
-            Reference::Digest(_) => store.note(&self.name, &platform, manifest),
-        }
-    }
-}
-
-fn is_not_stored(error: &SourceError) -> bool {
-    matches!(error, SourceError::NotStored)
-}
-
 fn stager<'a>(store: &'a Store, staging: &Staging, options: StageOptions) -> Stager<'a> {
     Stager {
         store,
         options,
         ownership: staging.ownership,
         max_branches: staging.max_branches,
-    }
-}
-
-/// One pull, with all that it needs on a thread of its own.
-struct Job {
-    inner: Arc<Inner>,
-    session: Arc<Session>,
-    root: Descriptor,
-    name: String,
-    repository: String,
-    platform: PlatformChoice,
-    staging: Staging,
-    by_operator: bool,
-}
-
-impl Job {
-    fn run(self, handle: &Handle) -> Result<(StagedImage, u64), PullError> {
-        let inner = &self.inner;
-        let _slot = inner.unpacking.take(handle)?;
-        let source = Remote::new(
-            self.name.clone(),
-            self.repository.clone(),
-            self.session,
-            self.root,
-            &inner.book,
-            self.by_operator,
-        );
-        let options = StageOptions {
-            cancel: Arc::clone(handle.cancel()),
-            ..self.staging.options.clone()
-        };
-        let stager = stager(&inner.store, &self.staging, options);
-        let result = source.cancelled_by(handle, || {
-            loop {
-                let format = self.staging.format;
-                match stager.stage(&source, &self.name, &self.platform, format, handle) {
-                    Err(error) if source.fetch_again(&error) => {}
-                    result => return result,
-                }
-            }
-        });
-        match result {
-            Ok(image) => {
-                inner
-                    .book
-                    .note_delivered(&self.repository, &source.delivered())
-                    .map_err(PullError::Store)?;
-                let bytes = source.fetched_bytes();
-                source.remove_blobs();
-                Ok((image, bytes))
-            }
-            Err(error) => {
-                if error.is_out_of_space() {
-                    source.remove_blobs();
-                }
-                source.refuse(&error);
-                Err(PullError::Stage(error))
-            }
-        }
-    }
-}
-
-/// A number of places for work that takes memory.
-#[derive(Debug)]
-struct Slots {
-    free: Mutex<usize>,
-    freed: Condvar,
-}
-
-/// One of them, given back on drop.
-struct Slot<'a>(&'a Slots);
-
-impl Slots {
-    fn new(count: usize) -> Self {
-        Slots {
-            free: Mutex::new(count),
-            freed: Condvar::new(),
-        }
-    }
-
-    fn take(&self, handle: &Handle) -> Result<Slot<'_>, PullError> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if handle.cancel().load(Ordering::Relaxed) {
-                return Err(PullError::Registry(RegistryError::Cancelled));
-            }
-            if *free > 0 {
-                *free -= 1;
-                return Ok(Slot(self));
-            }
-            let waited = self.freed.wait_timeout(free, LOOK_EVERY);
-            free = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-}
-
-impl Drop for Slot<'_> {
-    fn drop(&mut self) {
-        let mut free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner);
-        *free += 1;
-        drop(free);
-        self.0.freed.notify_one();
     }
 }

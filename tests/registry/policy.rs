@@ -159,6 +159,57 @@ async fn a_volume_keeps_the_digest_that_it_was_first_given() {
 }
 
 #[tokio::test]
+async fn what_was_promised_to_one_volume_is_not_what_the_tag_means_to_others() {
+    let mut tag = Tag::new("policy/moved:1");
+    let site = Site::start().await;
+    let first = tag.leads_to(736);
+    for layer in &first.image.layers {
+        tag.proxy.on(On::blob(&layer.digest), Fault::status(503));
+    }
+    let mut promised = site
+        .kubelet
+        .volume(&tag.image())
+        .with("pullPolicy", "Always");
+    while tag.proxy.requests("GET", &first.image.layers[0].digest) == 0 {
+        let short = Duration::from_millis(500);
+        site.kubelet
+            .set_up_within(&mut promised, short)
+            .await
+            .unwrap_err();
+    }
+    let second = tag.leads_to(737);
+    tag.proxy.heal();
+    let mut moved = site
+        .kubelet
+        .volume(&tag.image())
+        .with("pullPolicy", "Always");
+    site.ready(&mut moved).await;
+    second.is_at("what the tag is now", &moved);
+    // The first image comes by its digest, so the promise is kept from the store.
+    let by_digest = format!(
+        "{}/policy/moved@{}",
+        tag.proxy.address(),
+        first.image.manifest.digest
+    );
+    let mut exact = site.kubelet.volume(&by_digest);
+    site.ready(&mut exact).await;
+    site.ready(&mut promised).await;
+    first.is_at("what it was promised", &promised);
+    // With nobody left to ask, the tag is what it was last seen to be.
+    tag.registry.stop();
+    let mut last = site
+        .kubelet
+        .volume(&tag.image())
+        .with("pullPolicy", "Never");
+    site.ready(&mut last).await;
+    second.is_at("what the tag was last", &last);
+    for mut volume in [promised, moved, exact] {
+        site.kubelet.delete(&mut volume).await;
+    }
+    site.end(last).await;
+}
+
+#[tokio::test]
 async fn a_volume_that_is_mounted_is_confirmed_without_asking_anybody() {
     let open = Registry::open();
     let pushed = push(&open, "policy/live:1", layers(741, 2, 30_000));

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Version of the way in which branches are written; part of every id, so that
 /// a mended bug does not live on in old directories.
@@ -190,8 +191,11 @@ pub struct ReferenceRecord {
     pub platform: String,
     /// `sha256:…` of the manifest.
     pub manifest: String,
-    /// Seconds since the epoch.
+    /// When that was found out, in seconds since the epoch.
     pub resolved: u64,
+    /// And the nanoseconds of that second.
+    #[serde(default)]
+    pub resolved_nanos: u32,
 }
 
 /// Which manifest an index has for a platform: `images/<id>.index.json`. Unlike a
@@ -330,24 +334,46 @@ impl Store {
         }
     }
 
-    /// Notes what a name points to now.
-    pub fn put_reference(&self, record: &ReferenceRecord) -> Result<(), StoreError> {
+    fn put_reference(&self, record: &ReferenceRecord) -> Result<(), StoreError> {
         let key = format!("{}\n{}", record.name, record.platform);
         write_json(&self.image_file(&key, ".ref.json"), record, false)
     }
 
-    /// As [`Store::put_reference`], for a name that leads somewhere else than it
-    /// was last seen to.
-    pub fn note(&self, name: &str, platform: &str, manifest: &str) -> Result<(), StoreError> {
-        let known = self.reference(name, platform)?;
-        if known.is_some_and(|known| known.manifest == manifest) {
+    /// Notes what a name leads to, found out at the time `resolved` since the
+    /// epoch. What was found out later stays: a pull may take long, and its tag be
+    /// moved meanwhile.
+    pub fn note(
+        &self,
+        name: &str,
+        platform: &str,
+        manifest: &str,
+        resolved: Duration,
+    ) -> Result<(), StoreError> {
+        let is_known = |known: &ReferenceRecord| {
+            let when = Duration::new(known.resolved, known.resolved_nanos);
+            known.manifest == manifest || when > resolved
+        };
+        if self
+            .reference(name, platform)?
+            .as_ref()
+            .is_some_and(is_known)
+        {
+            return Ok(());
+        }
+        let _commits = self.lock_commits()?;
+        if self
+            .reference(name, platform)?
+            .as_ref()
+            .is_some_and(is_known)
+        {
             return Ok(());
         }
         self.put_reference(&ReferenceRecord {
             name: name.to_owned(),
             platform: platform.to_owned(),
             manifest: manifest.to_owned(),
-            resolved: super::now(),
+            resolved: resolved.as_secs(),
+            resolved_nanos: resolved.subsec_nanos(),
         })
     }
 
@@ -415,6 +441,28 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_leads_to_what_was_found_out_last_whoever_says_so_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), "boot", false).unwrap();
+        let at = Duration::from_millis;
+        let leads_to = |name: &str| {
+            let record = store.reference(name, "linux/amd64").unwrap();
+            record.map(|record| record.manifest)
+        };
+        for (manifest, resolved, expected) in [
+            ("sha256:1", at(1_000), "sha256:1"),
+            ("sha256:2", at(1_500), "sha256:2"),
+            // A slow pull of what the tag was before.
+            ("sha256:1", at(1_200), "sha256:2"),
+            ("sha256:3", at(1_500), "sha256:3"),
+        ] {
+            store.note("a", "linux/amd64", manifest, resolved).unwrap();
+            assert_eq!(leads_to("a").as_deref(), Some(expected), "{manifest}");
+        }
+        assert_eq!(leads_to("b"), None);
+    }
 
     #[test]
     fn forms_of_several_processes_are_all_kept() {
