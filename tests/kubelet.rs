@@ -47,34 +47,13 @@ mod registration;
 #[path = "kubelet/restarts.rs"]
 mod restarts;
 mod support;
+#[path = "kubelet/waiting.rs"]
+mod waiting;
 
 use driver::{Driver, Node};
 use fake::{Kubelet, Volume};
-use std::future::Future;
-use std::time::Duration;
 use support::entry::{Layer, dir, file, hardlink, opaque, symlink, whiteout};
-
-/// Longer than any step of these tests takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How often a condition is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
-
-/// Waits until a condition holds; a test that waits in vain fails by name.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    in_time(what, async {
-        while !holds() {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    })
-    .await;
-}
-
-async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("waited in vain: {what}"),
-    }
-}
+use waiting::{LOOK_EVERY, PATIENCE, in_time, until};
 
 /// A node whose plugin a kubelet has registered.
 async fn running() -> (Node, Driver, Kubelet) {

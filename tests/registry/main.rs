@@ -41,6 +41,8 @@ mod http2;
 mod registry;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../kubelet/waiting.rs"]
+mod waiting;
 
 mod cached;
 mod faults;
@@ -58,27 +60,4 @@ mod site;
 mod together;
 
 use fake::Volume;
-use std::future::Future;
-use std::time::Duration;
-
-/// Longer than any step of these tests takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How often a condition is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
-
-/// Waits until a condition holds; a test that waits in vain fails by name.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    in_time(what, async {
-        while !holds() {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    })
-    .await;
-}
-
-async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("waited in vain: {what}"),
-    }
-}
+use waiting::{LOOK_EVERY, PATIENCE, in_time, until};
