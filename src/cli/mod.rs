@@ -238,11 +238,17 @@ impl Cli {
             }
             Command::Check(args) => check::run(opened(common, faults), &args),
             Command::Stage(args) => {
-                let pull = args.pull_options(&config::environment, &mut faults);
+                let pull = args
+                    .registries
+                    .clone()
+                    .options(&config::environment, &mut faults);
                 stage::run(&pulling(common, pull, faults)?, &args)
             }
             Command::Mount(args) => {
-                let pull = args.pull_options(&config::environment, &mut faults);
+                let pull = args
+                    .registries
+                    .clone()
+                    .options(&config::environment, &mut faults);
                 mount::run(&pulling(common, pull, faults)?, &args)
             }
             Command::Unmount(args) => unmount::run(&opened(common, faults)?, &args),

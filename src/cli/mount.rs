@@ -2,9 +2,8 @@
 
 use super::CliError;
 use super::progress::Shown;
-use super::stage::{Choice, Pull, source};
-use crate::config::{CommandCredentialArgs, ConfigFault, Environment, PullArgs};
-use crate::volume::{Owner, PublishRequest, PullChoice, PullOptions, Volumes};
+use super::stage::{Choice, Pull, Registries, source};
+use crate::volume::{Owner, PublishRequest, PullChoice, Volumes};
 use clap::builder::BoolishValueParser;
 use std::collections::BTreeMap;
 use std::io;
@@ -44,24 +43,7 @@ pub(super) struct Args {
     #[command(flatten)]
     choice: Choice,
     #[command(flatten)]
-    registries: PullArgs,
-    #[command(flatten)]
-    credentials: CommandCredentialArgs,
-}
-
-impl Args {
-    pub(super) fn pull_options(
-        &self,
-        environment: Environment<'_>,
-        faults: &mut Vec<ConfigFault>,
-    ) -> Option<PullOptions> {
-        let options = self.registries.clone().validate(environment, faults);
-        let command = self.credentials.clone().validate(environment, faults);
-        Some(PullOptions {
-            command: command?,
-            ..options?
-        })
-    }
+    pub(super) registries: Registries,
 }
 
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {

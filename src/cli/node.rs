@@ -237,6 +237,10 @@ fn start(
     let probe = volumes
         .probe_afresh()
         .map_err(CliError::volume("test", "this node"))?;
+    // No reason to stop: volumes must go, and some need no registry.
+    if let Err(error) = volumes.prepare_pulls() {
+        tracing::error!(error = %Chain(&error), "images of registries cannot be pulled");
+    }
     tracing::info!(
         aufs = probe.aufs.is_ok(),
         overlay = probe.overlay.is_ok(),

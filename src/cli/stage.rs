@@ -34,9 +34,7 @@ pub(super) struct Args {
     #[command(flatten)]
     choice: Choice,
     #[command(flatten)]
-    registries: PullArgs,
-    #[command(flatten)]
-    credentials: CommandCredentialArgs,
+    pub(super) registries: Registries,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -78,6 +76,31 @@ pub(super) struct Choice {
         default_value = "auto"
     )]
     pub(super) union: Union,
+}
+
+/// How registries are reached, and with what.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Registries {
+    #[command(flatten)]
+    pull: PullArgs,
+    #[command(flatten)]
+    credentials: CommandCredentialArgs,
+}
+
+impl Registries {
+    /// Validates the options.
+    pub(super) fn options(
+        self,
+        environment: Environment<'_>,
+        faults: &mut Vec<ConfigFault>,
+    ) -> Option<PullOptions> {
+        let options = self.pull.validate(environment, faults);
+        let command = self.credentials.validate(environment, faults);
+        Some(PullOptions {
+            command: command?,
+            ..options?
+        })
+    }
 }
 
 /// A union filesystem by name.
@@ -150,21 +173,6 @@ pub(super) fn source(text: &str) -> Result<Source, CliError> {
         })?;
     }
     Ok(source)
-}
-
-impl Args {
-    pub(super) fn pull_options(
-        &self,
-        environment: Environment<'_>,
-        faults: &mut Vec<ConfigFault>,
-    ) -> Option<PullOptions> {
-        let options = self.registries.clone().validate(environment, faults);
-        let command = self.credentials.clone().validate(environment, faults);
-        Some(PullOptions {
-            command: command?,
-            ..options?
-        })
-    }
 }
 
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
