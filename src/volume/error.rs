@@ -55,7 +55,7 @@ pub enum VolumeError {
     #[error("the image cannot be read")]
     Source(#[source] SourceError),
     /// Bringing it from a registry, or finding it in the store.
-    #[error("{image} cannot be had")]
+    #[error("cannot get the image {image}")]
     Pull {
         /// The image.
         image: String,

@@ -48,7 +48,7 @@ use crate::layer::seal::Format;
 use crate::layer::steps;
 use crate::layer::store::{Store, StoreError, remove_directory};
 use crate::layer::tree::Ownership;
-use crate::pull::PullPolicy;
+use crate::pull::{PullError, PullPolicy};
 use crate::secret::Secret;
 use crate::stage::{Progress, StageOptions, StagedImage, Stager};
 use crate::union::Backend;
@@ -295,6 +295,12 @@ impl Volumes {
         stager
             .stage(opened.as_ref(), &name, &choice, format, progress)
             .map_err(VolumeError::Stage)
+    }
+
+    /// Reads the configuration of registries and credentials, which otherwise is
+    /// read when the first image is wanted.
+    pub fn prepare_pulls(&self) -> Result<(), PullError> {
+        self.pulls.prepare()
     }
 
     fn ownership(&self) -> Ownership {

@@ -9,14 +9,15 @@ use crate::image::credentials::{
 use crate::image::digest::Digest;
 use crate::image::platform::PlatformChoice;
 use crate::image::reference::{ImageName, Source};
-use crate::image::registry::{Registry, RegistryError, RegistrySettings, Retry};
+use crate::image::registry::{Registry, RegistryError, RegistrySettings, Retry, Spools};
 use crate::layer::seal::Format;
-use crate::layer::store::Store;
+use crate::layer::store::{Store, StoreError};
 use crate::pull::{Book, Local, Promises, PullError, PullPolicy, Puller, Staging, Want};
 use crate::secret::Secret;
 use crate::stage::{Progress, Pulled, StagedImage, Stager};
 use crate::telemetry;
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -151,22 +152,28 @@ impl Pulls {
         }
     }
 
-    /// Removes what was fetched for pulls that nobody has gone on with. Also where
-    /// nothing was pulled yet: an earlier process may have left it.
-    pub(super) fn expire(&self) -> Result<(), PullError> {
-        if !self.store.root().join(BLOBS).exists() {
+    /// Removes what was fetched for pulls that nobody has gone on with, by this
+    /// process or by an earlier one.
+    pub(super) fn expire(&self) -> Result<(), StoreError> {
+        let dir = self.store.root().join(BLOBS);
+        if !dir.exists() {
             return Ok(());
         }
-        let removed = self
-            .start()?
-            .puller
-            .registry()
-            .expire(KEPT)
-            .map_err(PullError::Registry)?;
+        let remove = || -> io::Result<usize> {
+            let spools = Spools::open(&dir, self.store.boot())?;
+            Ok(spools.clean()? + spools.expire(KEPT)?)
+        };
+        let removed = remove().map_err(StoreError::io("remove old downloads from", &dir))?;
         if removed > 0 {
             tracing::info!(removed, "removed what was fetched and never used");
         }
         Ok(())
+    }
+
+    /// Reads what can be read before the first image is wanted, so that a fault of
+    /// the configuration is told at the start and not to a pod.
+    pub(super) fn prepare(&self) -> Result<(), PullError> {
+        self.start().map(|_| ())
     }
 
     fn start(&self) -> Result<Arc<Running>, PullError> {
@@ -178,8 +185,12 @@ impl Pulls {
         let blobs = self.store.root().join(BLOBS);
         let registry = Registry::new(options.registry.clone(), &blobs, self.store.boot())
             .map_err(PullError::Registry)?;
-        let credentials = NodeCredentials::open(&options.credentials)
-            .map_err(|error| PullError::Registry(unreadable(&error)))?;
+        let credentials = NodeCredentials::open(&options.credentials).map_err(|error| {
+            PullError::Registry(RegistryError::Config {
+                path: "the node's configuration of registry credentials".to_owned(),
+                reason: Chain(&error).to_string(),
+            })
+        })?;
         let puller = Puller::new(
             Arc::clone(&self.store),
             Arc::new(registry),
@@ -213,7 +224,7 @@ impl Pulls {
     ) -> Result<StagedImage, VolumeError> {
         let source = Source::Registry(name.clone());
         let failed = |error: Arc<PullError>| VolumeError::Pull {
-            image: source.to_string(),
+            image: name.to_string(),
             source: error,
         };
         let failed_once = |error: PullError| failed(Arc::new(error));

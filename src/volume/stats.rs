@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Youngest count that is made anew. kubelet asks for every volume each minute.
@@ -128,10 +128,7 @@ impl Volumes {
 
     /// Removes what was fetched from registries and has not been used in an hour.
     pub fn expire_downloads(&self) -> Result<(), VolumeError> {
-        self.pulls.expire().map_err(|error| VolumeError::Pull {
-            image: "what was fetched before".to_owned(),
-            source: Arc::new(error),
-        })
+        self.pulls.expire().map_err(VolumeError::Store)
     }
 
     /// What the node holds, for metrics.

@@ -99,8 +99,8 @@ pub enum RegistryError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Credentials of the pod cannot be read.
-    #[error("cannot read the pod's registry credentials: {reason}")]
+    /// Credentials that were given cannot be read.
+    #[error("cannot use the registry credentials that were given: {reason}")]
     Credentials {
         /// What is wrong, without anything of what is in them.
         reason: String,

@@ -171,15 +171,30 @@ fn broken(error: &reqwest::Error) -> Broken {
     }
     let mut reason = "the connection failed".to_owned();
     let mut without_tls = false;
+    let mut is_name = false;
     let mut cause = error.source();
     while let Some(inner) = cause {
         reason = inner.to_string();
+        // The library's word for it; what the resolver says comes behind.
+        is_name |= error.is_connect() && reason == "dns error";
         without_tls |= error.is_connect() && is_other_than_tls(inner);
         cause = inner.source();
+    }
+    if is_name {
+        reason = unknown_name(&reason);
     }
     Broken::Unreachable {
         reason: printable(&reason),
         without_tls,
+    }
+}
+
+/// What a resolver's failure means to whoever wrote the name.
+fn unknown_name(said: &str) -> String {
+    // It goes on with the question as the resolver's own data structure.
+    match said.starts_with("no record") {
+        true => "the node's name servers do not know its name".to_owned(),
+        false => format!("its name cannot be resolved: {said}"),
     }
 }
 
@@ -203,6 +218,15 @@ fn is_other_than_tls(cause: &(dyn Error + 'static)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_is_not_known_is_told_in_words() {
+        let said = "no records found for Query { name: Name(\"r.example.\"), query_type: AAAA }";
+        let words = unknown_name(said);
+        assert_eq!(words, "the node's name servers do not know its name");
+        let words = unknown_name("request timed out");
+        assert_eq!(words, "its name cannot be resolved: request timed out");
+    }
 
     #[test]
     fn redirects_lead_to_http_and_never_out_of_tls() {

@@ -199,14 +199,6 @@ impl Registry {
         self.downloads.stats()
     }
 
-    /// Removes what was fetched and has not been wanted for `age`.
-    pub fn expire(&self, age: Duration) -> Result<usize, RegistryError> {
-        self.downloads
-            .spools()
-            .expire(age)
-            .map_err(RegistryError::Disk)
-    }
-
     /// Runs to its end what waits for the network. Not for threads of a runtime.
     fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, RegistryError> {
         let runtime = self.runtime.as_ref().ok_or(RegistryError::Cancelled)?;
