@@ -3,6 +3,7 @@
 use super::registry::proxy::{Fault, On, Proxy};
 use super::registry::server::{Registry, Setup};
 use super::registry::tls::Authority;
+use super::registry::tunnel::Tunnel;
 use super::site::{Desk, Pushed, Site, layers, push};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -280,4 +281,38 @@ fn the_environments_proxy_is_for_hosts_that_are_not_here() {
     let other = push(&registry, "hosts/proxied:3", layers(243, 1, 20_000));
     desk.fails(&["--certs-dir", certs, &other.at(NAME)]);
     assert_eq!(proxy.exchanges().len(), 0);
+}
+
+#[test]
+fn tls_goes_through_a_proxy_that_wants_a_password_and_sees_nothing_else() {
+    const LOGIN: &str = "proxy-user:planted-proxy-password";
+    let (dir, certs) = certs();
+    let authority = Authority::new(dir.path());
+    let open = Registry::open();
+    let pushed = push(&open, "hosts/tunnelled:1", layers(251, 2, 20_000));
+    let secure = Registry::start(Setup {
+        tls: Some(authority.server("server")),
+        storage: Some(open.storage().to_owned()),
+        ..Setup::default()
+    });
+    let ca = &authority.own.certificate;
+    configure(
+        &certs,
+        NAME,
+        &format!("server = \"https://{NAME}\"\nca = {ca:?}\n"),
+    );
+    let arguments = ["--certs-dir", certs.to_str().unwrap(), &pushed.at(NAME)];
+    let tunnel = Tunnel::to(secure.address(), LOGIN);
+    let mut desk = Desk::new();
+    let variable = |login: &str| vec![("HTTPS_PROXY".to_owned(), tunnel.url(login))];
+    desk.environment = variable("proxy-user:planted-wrong");
+    let text = desk.fails(&arguments);
+    assert!(text.contains("proxy authorization required"), "{text}");
+    assert!(!text.contains("planted"), "{text}");
+    assert_eq!(tunnel.asked(), Vec::<String>::new());
+    // The proxy resolves the name, which nobody else knows.
+    desk.environment = variable(LOGIN);
+    desk.stage(&arguments);
+    assert!(!tunnel.asked().is_empty());
+    assert!(tunnel.asked().iter().all(|host| host == NAME));
 }

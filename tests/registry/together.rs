@@ -31,6 +31,18 @@ async fn fifty_pods_fetch_each_blob_of_their_image_once() {
         assert_eq!(proxy.bytes(&layer.digest), layer.size);
     }
     assert_eq!(proxy.requests("GET", &pushed.image.config.digest), 1);
+    let metrics = site.driver.get("/metrics").await.1;
+    let count = |name: &str| -> u64 {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.map_or(0, |value| value.trim().parse().unwrap())
+    };
+    let layers = pushed.image.layers.iter().map(|layer| layer.size);
+    assert_eq!(count("aufs_csi_pull_bytes_total"), layers.sum::<u64>());
+    let of = |outcome: &str| count(&format!("aufs_csi_pulls_total{{outcome=\"{outcome}\"}}"));
+    // Whoever came when all was there found it.
+    assert_eq!(of("pulled") + of("cached"), PODS as u64);
+    assert!(of("pulled") > 0);
+    assert_eq!((of("failed"), count("aufs_csi_pulls_running")), (0, 0));
     let expected = flatten(&pushed.layers).unwrap();
     for mut volume in volumes {
         let actual = read(&volume.target()).unwrap();

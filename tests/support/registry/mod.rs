@@ -34,6 +34,7 @@ pub mod push;
 pub mod server;
 pub mod tls;
 pub mod tokens;
+pub mod tunnel;
 
 use std::process::{Command, Output};
 

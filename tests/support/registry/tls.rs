@@ -29,11 +29,11 @@ impl Authority {
         }
     }
 
-    /// A server's certificate for 127.0.0.1 and localhost.
+    /// A server's certificate for 127.0.0.1, localhost and registry.test.
     pub fn server(&self, name: &str) -> Certificate {
         self.issue(
             name,
-            "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth\n",
+            "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:registry.test\nextendedKeyUsage=serverAuth\n",
         )
     }
 
