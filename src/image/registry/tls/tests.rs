@@ -96,6 +96,20 @@ fn only_who_is_trusted_is_talked_to() {
 }
 
 #[test]
+fn a_node_without_a_bundle_has_the_roots_that_are_built_in() {
+    let built_in = node_roots(None).unwrap().roots.len();
+    assert!(built_in > 50, "{built_in}");
+    let dir = tempfile::tempdir().unwrap();
+    let chosen = dir.path().join("chosen.pem");
+    assert_eq!(bundle(Some(&chosen)), Some(chosen.clone()));
+    // One that was chosen and is not there is a fault, and not a reason to trust
+    // others.
+    assert!(node_roots(Some(&chosen)).is_err());
+    std::fs::write(&chosen, "").unwrap();
+    assert!(node_roots(Some(&chosen)).is_err());
+}
+
+#[test]
 fn we_say_who_we_are_where_we_are_told_to() {
     let name = "registry.example";
     assert!(handshake(&trusting(&[CA]), server("server", true), name).is_err());
