@@ -2,7 +2,7 @@
 
 use super::{Settling, implied, is_dir};
 use crate::layer::index::sort::Sorter;
-use crate::layer::index::{Attrs, Builder, Index, Node, compare};
+use crate::layer::index::{Builder, Index, Node, compare};
 use crate::layer::seal::SealError;
 use crate::layer::seal::edits::{Edit, EditLog};
 use std::io;
@@ -86,13 +86,10 @@ impl Settling<'_> {
             }
             let before = self.node_at(self.natural, &record.path)?;
             if !before.is_some_and(|own| is_dir(&own)) {
-                let attrs = match record.node {
-                    Some(Node::Directory { attrs, .. }) => attrs,
-                    _ => Attrs::implied(),
-                };
-                self.io(log.push(&Edit::Directory {
-                    path: record.path,
-                    attrs,
+                let path = record.path;
+                self.io(log.push(&match record.node {
+                    Some(Node::Directory { attrs, .. }) => Edit::Directory { path, attrs },
+                    _ => Edit::Implied { path },
                 }))?;
             }
         }
