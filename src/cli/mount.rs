@@ -3,7 +3,7 @@
 use super::CliError;
 use super::progress::Shown;
 use super::stage::{Choice, Pull, Registries, source};
-use crate::volume::{Owner, PublishRequest, PullChoice, Volumes};
+use crate::volume::{PublishRequest, PullChoice, Volumes};
 use clap::builder::BoolishValueParser;
 use std::collections::BTreeMap;
 use std::io;
@@ -63,23 +63,16 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
         attributes.insert("platform".to_owned(), platform.to_string());
     }
     let request = PublishRequest {
-        volume_id,
-        source,
-        // The operator named it.
-        source_root: None,
         pull: PullChoice {
             policy: args.pull.map(Into::into),
             ..PullChoice::default()
         },
         platform,
-        target: target.clone(),
         create_target: false,
         read_only: args.read_only,
         union: args.choice.union.into(),
-        mount_group: None,
         attributes,
-        owner: Owner::Command,
-        pod: None,
+        ..PublishRequest::new(volume_id, source, target.clone())
     };
     let shown = Shown::start();
     let result = volumes.publish(&request, &shown);

@@ -217,6 +217,9 @@ pub enum VolumeError {
         /// Its id.
         volume_id: String,
     },
+    /// It is asked for without any image.
+    #[error("the volume has no image")]
+    NoImage,
     /// No such volume.
     #[error("there is no volume {volume:?}")]
     NoSuchVolume {
@@ -303,9 +306,9 @@ impl VolumeError {
                 io::ErrorKind::NotADirectory => ErrorKind::InvalidArgument,
                 _ => ErrorKind::Internal,
             },
-            VolumeError::TargetMissing { .. } | VolumeError::TargetNoDirectory { .. } => {
-                ErrorKind::InvalidArgument
-            }
+            VolumeError::NoImage
+            | VolumeError::TargetMissing { .. }
+            | VolumeError::TargetNoDirectory { .. } => ErrorKind::InvalidArgument,
             VolumeError::TargetNotEmpty { .. }
             | VolumeError::TargetMounted { .. }
             | VolumeError::OtherTarget { .. }

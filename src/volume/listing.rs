@@ -87,12 +87,16 @@ impl Volumes {
         Ok(records
             .into_iter()
             .map(|(_, record)| VolumeInfo {
+                manifest: record.manifest().to_owned(),
                 volume_id: record.volume_id,
                 state: record.state,
                 owner: record.owner,
                 pod: record.pod,
-                image: record.image,
-                manifest: record.manifest,
+                image: record
+                    .images
+                    .first()
+                    .map(|image| image.image.clone())
+                    .unwrap_or_default(),
                 backend: record.plan.backend,
                 read_only: record.read_only,
                 target: record.target,

@@ -37,9 +37,10 @@ pub mod stats;
 mod unpublish;
 pub mod upkeep;
 
+pub use attributes::Medium;
 pub use error::{ErrorKind, VolumeError};
 pub use listing::{ImageInfo, LayerInfo, VolumeInfo};
-pub use record::{Owner, Pod};
+pub use record::{Owner, Pod, RecordedImage};
 
 use crate::host::Host;
 use crate::image::platform::{Platform, PlatformChoice};
@@ -96,15 +97,32 @@ pub struct PullChoice {
     pub secrets: BTreeMap<String, Secret>,
 }
 
+/// An image that a volume is to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRequest {
+    /// Where it comes from.
+    pub source: Source,
+    /// A directory that a local source must stay inside; none for the operator's own commands.
+    pub source_root: Option<PathBuf>,
+}
+
+impl ImageRequest {
+    /// An image that the operator named, which may be anywhere.
+    pub fn unconfined(source: Source) -> Self {
+        ImageRequest {
+            source,
+            source_root: None,
+        }
+    }
+}
+
 /// A volume that somebody wants.
 #[derive(Debug, Clone)]
 pub struct PublishRequest {
     /// Its id, any text.
     pub volume_id: String,
-    /// Where the image comes from.
-    pub source: Source,
-    /// A directory that a local source must stay inside; none for the operator's own commands.
-    pub source_root: Option<PathBuf>,
+    /// The images, the uppermost first; at least one.
+    pub images: Vec<ImageRequest>,
     /// When an image of a registry is pulled, and with what.
     pub pull: PullChoice,
     /// Which platform of a multi-platform image; none for the node's own.
@@ -115,6 +133,12 @@ pub struct PublishRequest {
     pub create_target: bool,
     /// Without a writable layer.
     pub read_only: bool,
+    /// The directory inside the merged images that is shown; none for all.
+    pub sub_path: Option<PathBuf>,
+    /// Most bytes of the writable layer; none for no limit of its own.
+    pub size_limit: Option<u64>,
+    /// Where the writable layer is.
+    pub medium: Medium,
     /// Which union filesystem.
     pub union: UnionRequest,
     /// Group that may write to the volume's root directory.
@@ -125,6 +149,30 @@ pub struct PublishRequest {
     pub owner: Owner,
     /// The pod that it is for.
     pub pod: Option<Pod>,
+}
+
+impl PublishRequest {
+    /// A person's volume with a writable layer and nothing special, at a target
+    /// that is made for it.
+    pub fn new(volume_id: impl Into<String>, image: Source, target: impl Into<PathBuf>) -> Self {
+        PublishRequest {
+            volume_id: volume_id.into(),
+            images: vec![ImageRequest::unconfined(image)],
+            pull: PullChoice::default(),
+            platform: None,
+            target: target.into(),
+            create_target: true,
+            read_only: false,
+            sub_path: None,
+            size_limit: None,
+            medium: Medium::default(),
+            union: UnionRequest::Auto,
+            mount_group: None,
+            attributes: BTreeMap::new(),
+            owner: Owner::Command,
+            pod: None,
+        }
+    }
 }
 
 /// A volume that nobody wants any more.

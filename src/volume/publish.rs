@@ -2,7 +2,7 @@
 //! same mount again.
 
 use super::pulls::Asker;
-use super::record::{self, RECORD_VERSION, VolumeRecord, VolumeState};
+use super::record::{self, RECORD_VERSION, RecordedImage, VolumeRecord, VolumeState};
 use super::unpublish::Target;
 use super::{
     PublishRequest, Published, VolumeError, Volumes, canonical, lock::VolumeLock, make_dir,
@@ -37,7 +37,7 @@ enum Before {
 
 /// An image as the branches of one volume.
 pub(super) struct Staged {
-    pub(super) manifest: String,
+    images: Vec<RecordedImage>,
     backend: Backend,
     pub(super) branches: Vec<BranchId>,
     form: SealedForm,
@@ -110,10 +110,8 @@ impl Volumes {
     ) -> Result<Published, VolumeError> {
         match self.before(dir, request, &target)? {
             Before::Mounted(record) => Ok(Published {
-                manifest: record.manifest,
-                backend: record.plan.backend,
-                branches: record.branches.len(),
                 existed: true,
+                ..published(*record)
             }),
             Before::Unmounted(record) => self.mount_again(request, dir, *record, progress),
             Before::Nothing => self.mount_anew(request, dir, target, progress),
@@ -226,8 +224,7 @@ impl Volumes {
             state: VolumeState::Intended,
             owner: request.owner,
             pod: request.pod.clone(),
-            image: request.source.to_string(),
-            manifest: staged.manifest,
+            images: staged.images,
             branches: staged.branches,
             target,
             target_created: !exists,
@@ -285,9 +282,10 @@ impl Volumes {
         _: &SharedLock,
     ) -> Result<Staged, VolumeError> {
         let chosen = self.choose(union)?;
+        let image = request.images.first().ok_or(VolumeError::NoImage)?;
         let staged = self.stage_from(
-            &request.source,
-            request.source_root.as_deref(),
+            &image.source,
+            image.source_root.as_deref(),
             request.platform.as_ref(),
             chosen,
             Asker::of(request, was),
@@ -302,7 +300,10 @@ impl Volumes {
             branches.insert(0, root);
         }
         Ok(Staged {
-            manifest: staged.image.manifest,
+            images: vec![RecordedImage {
+                image: image.source.to_string(),
+                manifest: staged.image.manifest,
+            }],
             backend: chosen.for_volume(branches.len(), request.read_only),
             branches,
             form: staged.form,
@@ -442,7 +443,7 @@ impl Volumes {
 
 pub(super) fn published(record: VolumeRecord) -> Published {
     Published {
-        manifest: record.manifest,
+        manifest: record.manifest().to_owned(),
         backend: record.plan.backend,
         branches: record.branches.len(),
         existed: false,

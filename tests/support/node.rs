@@ -96,19 +96,9 @@ impl TestNode {
 
     pub fn request(&self, id: &str, source: &Source, read_only: bool) -> PublishRequest {
         PublishRequest {
-            volume_id: id.to_owned(),
-            source: source.clone(),
-            source_root: None,
-            pull: Default::default(),
-            platform: None,
-            target: self.target(id),
-            create_target: true,
             read_only,
             union: union(),
-            mount_group: None,
-            attributes: BTreeMap::new(),
-            owner: Owner::Command,
-            pod: None,
+            ..PublishRequest::new(id, source.clone(), self.target(id))
         }
     }
 
@@ -132,7 +122,7 @@ impl TestNode {
         let record = self.record(id);
         let patience = std::time::Duration::from_secs(10);
         union::unmount(&LinuxHost, &[&record.target], patience).unwrap();
-        let source = record.image.parse().unwrap();
+        let source = record.images[0].image.parse().unwrap();
         let again = self.publish(id, &source, record.read_only);
         let again = again.unwrap_or_else(|error| panic!("{}", chain(&error)));
         assert!(!again.existed, "it was mounted all the time");
