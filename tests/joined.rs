@@ -168,6 +168,7 @@ fn random_images_for_overlay() {
 fn images_of_many_links() {
     let shape = Shape {
         links: 3,
+        max_entries: 4,
         ..Shape::DEFAULT
     };
     random_images(500, shape, Format::Aufs);

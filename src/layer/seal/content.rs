@@ -50,7 +50,8 @@ impl Content {
         }
         let mut copied = COPIED;
         let mut links = false;
-        for edit in edits()? {
+        // Of several edits of one directory, the last one says what it is.
+        for (edit, seq) in edits()?.zip(1..) {
             let (path, node) = match edit? {
                 Edit::Move { .. } | Edit::RemoveDirectory { .. } | Edit::RemoveFile { .. } => {
                     continue;
@@ -68,6 +69,7 @@ impl Content {
                 Edit::Whiteout { path } => {
                     out.push(&Record {
                         path,
+                        seq,
                         whiteout: true,
                         ..Record::default()
                     })?;
@@ -76,13 +78,14 @@ impl Content {
                 Edit::Opaque { path } => {
                     out.push(&Record {
                         path,
+                        seq,
                         opaque: true,
                         ..Record::default()
                     })?;
                     continue;
                 }
             };
-            out.push(&at(path, 1, node))?;
+            out.push(&at(path, seq, node))?;
         }
         let mut index = out.finish(scratch()?)?;
         if links {
@@ -113,7 +116,8 @@ fn file(inode: u64) -> Node {
     }
 }
 
-/// What moves, with its new place as a link's target, and what is removed.
+/// What moves, with its new place as a link's target, and what is removed or is
+/// said anew.
 fn gone(edits: EditReader, scratch: &dyn Fn() -> io::Result<File>) -> io::Result<Index> {
     let mut out = Builder::new(scratch()?);
     for edit in edits {
@@ -128,8 +132,15 @@ fn gone(edits: EditReader, scratch: &dyn Fn() -> io::Result<File>) -> io::Result
                     ..Record::default()
                 })?;
             }
+            // Beside what the layer says of it, that would not count.
+            Edit::Implied { path } => {
+                out.push(&Record {
+                    path,
+                    opaque: true,
+                    ..Record::default()
+                })?;
+            }
             Edit::Directory { .. }
-            | Edit::Implied { .. }
             | Edit::Copy { .. }
             | Edit::Link { .. }
             | Edit::Whiteout { .. }
