@@ -161,6 +161,7 @@ impl Node {
                     root: base.join("store"),
                     run_dir: run.to_owned(),
                     rootless: false,
+                    max_branches: None,
                     stage: StageOptions::default(),
                     host_proc: "/proc".into(),
                     pull: Default::default(),

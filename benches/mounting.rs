@@ -63,6 +63,7 @@ fn compare() -> Result<ExitCode> {
             root: base.join("store"),
             run_dir: base.join("run"),
             rootless: false,
+            max_branches: None,
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
             pull: Default::default(),

@@ -45,6 +45,7 @@ fn open() -> Volumes {
         root: base().join("store"),
         run_dir: PathBuf::from("/dev/shm/power-run"),
         rootless: false,
+        max_branches: None,
         stage: StageOptions::default(),
         host_proc: "/proc".into(),
         pull: Default::default(),

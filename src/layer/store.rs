@@ -34,7 +34,8 @@ mod tests;
 pub use ingest::Ingest;
 pub(crate) use records::hex;
 pub use records::{
-    BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StoredAttrs,
+    BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StackRecord,
+    StoredAttrs,
 };
 
 use crate::layer::steps;

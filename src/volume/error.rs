@@ -2,6 +2,7 @@
 //! asked: the one place that decides, for gRPC codes and exit codes alike.
 
 use crate::image::SourceError;
+use crate::image::reference::Source;
 use crate::image::registry::RegistryError;
 use crate::layer::archive::ArchiveError;
 use crate::layer::decompress::DecompressError;
@@ -54,6 +55,14 @@ pub enum VolumeError {
     /// Where the image comes from.
     #[error("the image cannot be read")]
     Source(#[source] SourceError),
+    /// One of several images.
+    #[error("the image {image} cannot be had")]
+    Image {
+        /// Which.
+        image: String,
+        /// Why not.
+        source: Box<VolumeError>,
+    },
     /// Bringing it from a registry, or finding it in the store.
     #[error("cannot get the image {image}")]
     Pull {
@@ -259,6 +268,17 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// The same, naming the image where it does not yet.
+    pub(super) fn of_image(self, image: &Source) -> Self {
+        match self {
+            VolumeError::Source(_) | VolumeError::Stage(_) => VolumeError::Image {
+                image: image.to_string(),
+                source: Box::new(self),
+            },
+            other => other,
+        }
+    }
+
     /// For `map_err` of a look at what there is of a volume.
     pub(super) fn unclear(volume_id: &str) -> impl FnOnce(Self) -> Self {
         |source| VolumeError::Unclear {
@@ -288,6 +308,7 @@ impl VolumeError {
         match self {
             VolumeError::Store(error) => store_kind(error),
             VolumeError::Source(error) => source_kind(error),
+            VolumeError::Image { source, .. } => source.kind(),
             VolumeError::Pull { source, .. } => pull_kind(source),
             VolumeError::Stage(error) => stage_kind(error),
             VolumeError::Union(_) | VolumeError::NotPropagated { .. } => {

@@ -82,6 +82,8 @@ pub struct VolumeOptions {
     pub rootless: bool,
     /// How layers are staged.
     pub stage: StageOptions,
+    /// Most branches that a volume's images become, whatever the kernel takes.
+    pub max_branches: Option<usize>,
     /// The node's `/proc`, which shows who holds a mount.
     pub host_proc: PathBuf,
     /// How images come from registries.
@@ -155,9 +157,18 @@ impl PublishRequest {
     /// A person's volume with a writable layer and nothing special, at a target
     /// that is made for it.
     pub fn new(volume_id: impl Into<String>, image: Source, target: impl Into<PathBuf>) -> Self {
+        Self::of_images(volume_id, vec![ImageRequest::unconfined(image)], target)
+    }
+
+    /// The same of several images, the uppermost first.
+    pub fn of_images(
+        volume_id: impl Into<String>,
+        images: Vec<ImageRequest>,
+        target: impl Into<PathBuf>,
+    ) -> Self {
         PublishRequest {
             volume_id: volume_id.into(),
-            images: vec![ImageRequest::unconfined(image)],
+            images,
             pull: PullChoice::default(),
             platform: None,
             target: target.into(),
@@ -190,8 +201,8 @@ pub struct UnpublishRequest {
 /// A volume that is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    /// Digest of the image's manifest.
-    pub manifest: String,
+    /// Its images, uppermost first.
+    pub images: Vec<RecordedImage>,
     /// How it is mounted.
     pub backend: Backend,
     /// Number of read-only branches.
@@ -279,7 +290,10 @@ impl Volumes {
             ownership: self.ownership(),
             // One is the writable layer, or a directory that only brings the
             // root's metadata, whatever volume comes first.
-            max_branches: limit.saturating_sub(1).max(1),
+            max_branches: limit
+                .saturating_sub(1)
+                .min(self.options.max_branches.unwrap_or(usize::MAX))
+                .max(1),
         })
     }
 

@@ -35,7 +35,7 @@ enum Before {
     Unmounted(Box<VolumeRecord>),
 }
 
-/// An image as the branches of one volume.
+/// Images as the branches of one volume.
 pub(super) struct Staged {
     images: Vec<RecordedImage>,
     backend: Backend,
@@ -271,42 +271,58 @@ impl Volumes {
         }
     }
 
-    /// Stages the volume's image, which had the manifest `was` before if it is to
-    /// be the same again. The caller keeps branches from being collected.
+    /// Stages the volume's images, which are what they `were` before if the volume
+    /// is to be the same again. The caller keeps branches from being collected.
     pub(super) fn stage_for(
         &self,
         request: &PublishRequest,
-        was: Option<&str>,
+        were: Option<&[RecordedImage]>,
         union: UnionRequest,
         progress: &dyn Progress,
         _: &SharedLock,
     ) -> Result<Staged, VolumeError> {
         let chosen = self.choose(union)?;
-        let image = request.images.first().ok_or(VolumeError::NoImage)?;
-        let staged = self.stage_from(
-            &image.source,
-            image.source_root.as_deref(),
-            request.platform.as_ref(),
-            chosen,
-            Asker::of(request, was),
-            progress,
-        )?;
-        let mut branches = staged.form.branches.clone();
-        if branches.is_empty() || request.read_only && !staged.form.root_fits {
-            let root = self
-                .stager(chosen)?
-                .root_branch(&Attrs::from(&staged.form.root))
+        if request.images.is_empty() {
+            return Err(VolumeError::NoImage);
+        }
+        let mut staged = Vec::with_capacity(request.images.len());
+        for (number, image) in request.images.iter().enumerate() {
+            let was = were.and_then(|were| were.get(number));
+            let one = self.stage_from(
+                &image.source,
+                image.source_root.as_deref(),
+                request.platform.as_ref(),
+                chosen,
+                Asker::of(request, was.map(|was| was.manifest.as_str())),
+                progress,
+            );
+            staged.push(one.map_err(|error| match request.images.len() {
+                1 => error,
+                _ => error.of_image(&image.source),
+            })?);
+        }
+        let stager = self.stager(chosen)?;
+        let form = stager
+            .join(&staged, self.format(chosen))
+            .map_err(VolumeError::Stage)?;
+        let mut branches = form.branches.clone();
+        if branches.is_empty() || request.read_only && !form.root_fits {
+            let root = stager
+                .root_branch(&Attrs::from(&form.root))
                 .map_err(VolumeError::Stage)?;
             branches.insert(0, root);
         }
+        let images = request.images.iter().zip(staged);
         Ok(Staged {
-            images: vec![RecordedImage {
-                image: image.source.to_string(),
-                manifest: staged.image.manifest,
-            }],
+            images: images
+                .map(|(image, staged)| RecordedImage {
+                    image: image.source.to_string(),
+                    manifest: staged.image.manifest,
+                })
+                .collect(),
             backend: chosen.for_volume(branches.len(), request.read_only),
             branches,
-            form: staged.form,
+            form,
         })
     }
 
@@ -443,7 +459,7 @@ impl Volumes {
 
 pub(super) fn published(record: VolumeRecord) -> Published {
     Published {
-        manifest: record.manifest().to_owned(),
+        images: record.images,
         backend: record.plan.backend,
         branches: record.branches.len(),
         existed: false,

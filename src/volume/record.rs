@@ -113,11 +113,10 @@ pub struct VolumeRecord {
 }
 
 impl VolumeRecord {
-    /// Digest of the uppermost image's manifest.
-    pub fn manifest(&self) -> &str {
-        self.images
-            .first()
-            .map_or("", |image| image.manifest.as_str())
+    /// Digests of its images' manifests, the uppermost first.
+    pub fn manifests(&self) -> Vec<&str> {
+        let images = self.images.iter();
+        images.map(|image| image.manifest.as_str()).collect()
     }
 }
 

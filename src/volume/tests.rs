@@ -98,6 +98,7 @@ impl Node {
             run_dir: self.path("run"),
             // Nobody but root could give files away.
             rootless: true,
+            max_branches: None,
             stage: StageOptions::default(),
             host_proc: PathBuf::from("/proc"),
             pull: Default::default(),
