@@ -30,9 +30,11 @@ mod bind;
 mod execute;
 pub mod overlay;
 pub mod probe;
+mod parts;
 mod release;
 
 pub use execute::{MountError, Mounted, VerifyError, execute, mount, verify};
+pub use parts::parts;
 pub use release::{UnmountError, detach, union_at, unmount, unmount_top, unmount_union};
 
 /// Longest option value that `fsconfig(2)` takes, in bytes.
