@@ -273,7 +273,9 @@ impl Stager<'_> {
         }
         if let Some(limit) = self.options.max_store {
             // As much at least: what they are compressed.
-            let sizes = missing.iter().filter_map(|&number| image.layers[number].size);
+            let sizes = missing
+                .iter()
+                .filter_map(|&number| image.layers[number].size);
             let needs = sizes.sum();
             if !missing.is_empty() && store_bytes + needs > limit {
                 return Err(StageError::Limit {

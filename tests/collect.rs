@@ -65,7 +65,10 @@ fn base() -> Layer {
 }
 
 fn image(node: &TestNode, name: &str) -> Source {
-    node.image(name, &[base(), vec![file(name, name.as_bytes()), whiteout("low")]])
+    node.image(
+        name,
+        &[base(), vec![file(name, name.as_bytes()), whiteout("low")]],
+    )
 }
 
 fn stage(volumes: &Volumes, source: &Source) -> String {
@@ -88,7 +91,11 @@ fn store(node: &TestNode, inside: &str) -> PathBuf {
 
 fn is_empty(node: &TestNode, what: &str) {
     for inside in ["diff", "layers", "images", "ingest", "volumes"] {
-        assert_eq!(names(&store(node, inside)), BTreeSet::new(), "{what}: {inside}");
+        assert_eq!(
+            names(&store(node, inside)),
+            BTreeSet::new(),
+            "{what}: {inside}"
+        );
     }
 }
 
@@ -102,7 +109,10 @@ fn what_a_volume_needs_stays_and_the_rest_goes() {
     let branches = node.record("v").branches;
     // There is space, so nothing goes without being asked to.
     assert_eq!(verdict(&volumes, Aim::Marks, &unused), Verdict::Room);
-    assert_eq!(volumes.collect(Aim::Marks, true).unwrap().unwrap().removed, 0);
+    assert_eq!(
+        volumes.collect(Aim::Marks, true).unwrap().unwrap().removed,
+        0
+    );
     assert_eq!(
         verdict(&volumes, Aim::All, &manifest),
         Verdict::Needed(vec!["volume v".to_owned()])
@@ -116,7 +126,10 @@ fn what_a_volume_needs_stays_and_the_rest_goes() {
     assert_eq!(fs::read(node.target("v").join("used")).unwrap(), b"used");
     // Its end is a use, and then it may go as well.
     node.unpublish("v");
-    assert_eq!(verdict(&node.volumes, Aim::All, &manifest), young(&node, &manifest));
+    assert_eq!(
+        verdict(&node.volumes, Aim::All, &manifest),
+        young(&node, &manifest)
+    );
     volumes.collect(Aim::All, true).unwrap();
     is_empty(&node, "afterwards");
     // And it comes again.
@@ -168,7 +181,9 @@ fn a_record_that_cannot_be_read_keeps_everything() {
     fs::write(dir.join("record.json"), "{\"version\": 1, \"volu").unwrap();
     let plan = volumes.plan_collection(Aim::All).unwrap();
     assert!(
-        plan.decisions.iter().all(|it| matches!(it.verdict, Verdict::Doubt(_))),
+        plan.decisions
+            .iter()
+            .all(|it| matches!(it.verdict, Verdict::Doubt(_))),
         "{plan:?}"
     );
     assert_eq!(volumes.collect(Aim::All, true).unwrap().unwrap().removed, 0);
@@ -183,7 +198,10 @@ fn a_promise_and_a_lease_keep_an_image() {
     let manifest = stage(&volumes, &image(&node, "image"));
     let pulls = store(&node, "pulls");
     fs::create_dir(&pulls).unwrap();
-    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let now = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .as_secs();
     let promise = format!(
         "{{\"volume_id\": \"v\", \"digests\": {{\"docker://x\": {manifest:?}}}, \"created\": {now}}}"
     );
@@ -245,7 +263,11 @@ fn only_layers_that_are_gone_are_forgotten_of_access() {
     let manifest = stage(&volumes, &image(&node, "image"));
     let access = store(&node, "access");
     fs::create_dir(&access).unwrap();
-    let there = volumes.layers().unwrap().into_iter().find_map(|it| it.diff_id);
+    let there = volumes
+        .layers()
+        .unwrap()
+        .into_iter()
+        .find_map(|it| it.diff_id);
     let records = [("0", there.unwrap()), ("1", "sha256:gone".to_owned())];
     for (name, diff_id) in &records {
         let record = format!("{{\"diff_id\": {diff_id:?}, \"repositories\": [\"r\"]}}");
@@ -313,7 +335,9 @@ impl Drop for Small {
 
 /// An image of so many bytes that do not compress.
 fn large(node: &TestNode, name: &str, bytes: usize) -> Source {
-    let mut state = name.bytes().fold(1_u64, |sum, byte| sum * 31 + u64::from(byte));
+    let mut state = name
+        .bytes()
+        .fold(1_u64, |sum, byte| sum * 31 + u64::from(byte));
     let content: Vec<u8> = (0..bytes)
         .map(|_| {
             state ^= state << 13;
@@ -344,11 +368,16 @@ fn a_publish_that_finds_no_space_makes_some_or_says_what_to_do() {
     publish(&volumes, 1).unwrap();
     // Two of 5 MiB are in use, and a third does not fit with what is needed to
     // unpack it.
-    stage_fails_for_space(&publish(&volumes, 2).map(drop).and_then(|()| {
-        publish(&volumes, 3).map(drop)
-    }));
+    stage_fails_for_space(
+        &publish(&volumes, 2)
+            .map(drop)
+            .and_then(|()| publish(&volumes, 3).map(drop)),
+    );
     let node_is = volumes.list().unwrap();
-    assert!(node_is.iter().all(|volume| volume.volume_id != "v3"), "{node_is:?}");
+    assert!(
+        node_is.iter().all(|volume| volume.volume_id != "v3"),
+        "{node_is:?}"
+    );
     // One of them ends: that is enough, at once where no minimum age says no.
     volumes.unpublish_named("v0").unwrap();
     let cautious = open(small.options(600));
@@ -361,7 +390,12 @@ fn a_publish_that_finds_no_space_makes_some_or_says_what_to_do() {
 
 fn stage_fails_for_space(result: &Result<(), aufs_csi::volume::VolumeError>) {
     let error = result.as_ref().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", chain(error));
+    assert_eq!(
+        error.kind(),
+        ErrorKind::ResourceExhausted,
+        "{}",
+        chain(error)
+    );
     let text = chain(error);
     for word in ["no space in the store", "in use", "--max-store-size"] {
         assert!(text.contains(word), "{word}: {text}");
@@ -387,8 +421,17 @@ fn the_limit_of_the_store_is_kept_by_removing_and_then_by_refusing() {
     publish(2).unwrap();
     assert_eq!(volumes.images().unwrap().len(), 2);
     let error = publish(0).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", chain(&error));
-    assert!(chain(&error).contains("--max-store-size"), "{}", chain(&error));
+    assert_eq!(
+        error.kind(),
+        ErrorKind::ResourceExhausted,
+        "{}",
+        chain(&error)
+    );
+    assert!(
+        chain(&error).contains("--max-store-size"),
+        "{}",
+        chain(&error)
+    );
     assert_eq!(volumes.list().unwrap().len(), 2);
 }
 
@@ -408,7 +451,10 @@ fn above_the_high_mark_the_least_recently_used_goes() {
     }
     // 50 MiB of 64, and something else takes 6 more: over 80 %.
     fs::write(small.dir.path().join("else"), vec![1; 6 * MIB]).unwrap();
-    let collect = volumes.collect_if_needed(false).unwrap().expect("it is over");
+    let collect = volumes
+        .collect_if_needed(false)
+        .unwrap()
+        .expect("it is over");
     assert!(collect.used_percent > 80, "{collect:?}");
     let left: Vec<String> = volumes
         .images()
@@ -420,7 +466,13 @@ fn above_the_high_mark_the_least_recently_used_goes() {
     // 56 MiB down to 44.8: three images of 5.
     assert_eq!(gone.iter().filter(|gone| **gone).count(), 3, "{gone:?}");
     assert_eq!(gone[..3], [true, true, true]);
-    assert_eq!(volumes.collect_if_needed(false).unwrap().map(|it| it.removed), None);
+    assert_eq!(
+        volumes
+            .collect_if_needed(false)
+            .unwrap()
+            .map(|it| it.removed),
+        None
+    );
 }
 
 /// Makes the last of them look used later than those before.
@@ -490,7 +542,10 @@ fn die(node: &TestNode, last: usize) -> bool {
 fn a_collection_that_is_killed_anywhere_harms_nothing_and_leaves_nothing() {
     let node = TestNode::new();
     node.volumes.probe().unwrap();
-    let (used, unused) = (image(&node, "used"), image(&node, "unused"));
+    let used = image(&node, "used");
+    let more: Layer = vec![file("more", b"more")];
+    let unused = [base(), vec![file("unused", b"unused")], more];
+    let unused = node.image("unused", &unused);
     let mut points = 0;
     loop {
         let volumes = open(at_once(node.volumes_options()));
@@ -499,16 +554,26 @@ fn a_collection_that_is_killed_anywhere_harms_nothing_and_leaves_nothing() {
         // The part of the store that a volume needs, and a form of its own.
         let killed = die(&node, points + 1);
         let what = format!("killed at point {}", points + 1);
-        assert_eq!(fs::read(node.target("v").join("used")).unwrap(), b"used", "{what}");
+        assert_eq!(
+            fs::read(node.target("v").join("used")).unwrap(),
+            b"used",
+            "{what}"
+        );
         for id in &node.record("v").branches {
-            assert!(volumes.store().branch(id).unwrap().is_some(), "{what}: {id}");
+            assert!(
+                volumes.store().branch(id).unwrap().is_some(),
+                "{what}: {id}"
+            );
         }
         // What went half-way comes again, whole, for who wants it, also where no
         // collection and no start has looked since.
         match points % 3 {
             0 => {
                 node.publish("w", &unused, false).unwrap();
-                assert_eq!(fs::read(node.target("w").join("unused")).unwrap(), b"unused");
+                assert_eq!(
+                    fs::read(node.target("w").join("unused")).unwrap(),
+                    b"unused"
+                );
                 node.unpublish("w");
             }
             // The next start clears up, on a store that nobody uses.
@@ -516,7 +581,8 @@ fn a_collection_that_is_killed_anywhere_harms_nothing_and_leaves_nothing() {
             _ => {}
         }
         node.unpublish("v");
-        volumes.collect(Aim::All, true).unwrap();
+        let collect = volumes.collect(Aim::All, true).unwrap().unwrap();
+        let what = format!("{what}: {collect:#?}");
         is_empty(&node, &what);
         if !killed {
             break;
@@ -524,5 +590,5 @@ fn a_collection_that_is_killed_anywhere_harms_nothing_and_leaves_nothing() {
         points += 1;
     }
     println!("{points} points");
-    assert!(points >= 20, "{points} points");
+    assert!(points >= 15, "{points} points");
 }

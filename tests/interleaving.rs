@@ -348,7 +348,13 @@ fn publish_b_read_only(options: &VolumeOptions, _: &Source, b: &Source) {
 }
 
 /// Runs both in every order; `stride` leaves out steps of the first.
-fn in_every_order(staged: fn(&Scene) -> Vec<&Source>, first: Work, second: Work, stride: usize) {
+fn in_every_order(
+    staged: fn(&Scene) -> Vec<&Source>,
+    first: Work,
+    second: Work,
+    stride: usize,
+    at_least: usize,
+) {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     watch();
     let scene = Scene::new();
@@ -392,30 +398,31 @@ fn in_every_order(staged: fn(&Scene) -> Vec<&Source>, first: Work, second: Work,
         until += stride;
     }
     println!("{orders} orders");
-    assert!(orders > 100, "{orders} orders");
+    assert!(orders >= at_least, "{orders} orders");
 }
 
 #[test]
 fn collection_while_a_volume_of_a_stored_image_is_published() {
-    in_every_order(|scene| vec![&scene.a, &scene.b], collect, publish_a, 1);
+    in_every_order(|scene| vec![&scene.a, &scene.b], collect, publish_a, 1, 300);
 }
 
 #[test]
 fn collection_while_an_image_is_staged_that_shares_a_layer() {
-    in_every_order(|scene| vec![&scene.b], collect, stage_a, 1);
+    in_every_order(|scene| vec![&scene.b], collect, stage_a, 1, 300);
 }
 
 #[test]
 fn a_publish_while_another_collects() {
-    in_every_order(|scene| vec![&scene.b], publish_b_read_only, collect, 1);
+    in_every_order(|scene| vec![&scene.b], publish_b_read_only, collect, 1, 100);
 }
 
 #[test]
 fn a_stage_from_nothing_while_another_collects() {
-    in_every_order(|scene| vec![&scene.b], stage_a, collect, 3);
+    in_every_order(|scene| vec![&scene.b], stage_a, collect, 3, 100);
 }
 
 #[test]
 fn two_collections() {
-    in_every_order(|scene| vec![&scene.a, &scene.b], collect, collect, 2);
+    // The second waits for the first wherever that is.
+    in_every_order(|scene| vec![&scene.a, &scene.b], collect, collect, 1, 15);
 }

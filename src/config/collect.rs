@@ -180,7 +180,9 @@ mod tests {
 
     #[test]
     fn what_is_not_said_is_below_what_kubelet_does_itself() {
-        let settings = CollectArgs::default().validate(&[], &mut Vec::new()).unwrap();
+        let settings = CollectArgs::default()
+            .validate(&[], &mut Vec::new())
+            .unwrap();
         assert_eq!(settings.marks, Marks::default());
         assert!(settings.marks.high < 85);
     }

@@ -18,7 +18,8 @@ use rustix::mount as sys;
 
 use super::mountinfo::{self, MountEntry};
 use super::{
-    Filesystem, Holder, Host, MountCall, MountFlags, MountTable, OverlayCall, OverlayInterface, Place,
+    Filesystem, Holder, Host, MountCall, MountFlags, MountTable, OverlayCall, OverlayInterface,
+    Place,
 };
 
 mod holders;

@@ -417,7 +417,9 @@ pub fn still_goes(facts: &Facts, marks: &Marks, decided: &Decision) -> Option<Ve
     let is_needed = |id: &BranchId| {
         let others = units.iter().filter(|other| other.subject != unit.subject);
         facts.needs.iter().any(|need| need.branches.contains(id))
-            || others.flat_map(|other| &other.branches).any(|other| other == id)
+            || others
+                .flat_map(|other| &other.branches)
+                .any(|other| other == id)
     };
     Some(
         unit.branches

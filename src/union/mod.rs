@@ -29,8 +29,8 @@ pub mod aufs;
 mod bind;
 mod execute;
 pub mod overlay;
-pub mod probe;
 mod parts;
+pub mod probe;
 mod release;
 
 pub use execute::{MountError, Mounted, VerifyError, execute, mount, verify};

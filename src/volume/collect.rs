@@ -103,7 +103,10 @@ impl Volumes {
     pub fn plan_collection(&self, aim: Aim) -> Result<Collect, VolumeError> {
         let mounts = self.mounts()?;
         let facts = self.look(&mounts)?;
-        Ok(report(&facts, decide(&facts, &self.collection().marks, aim)))
+        Ok(report(
+            &facts,
+            decide(&facts, &self.collection().marks, aim),
+        ))
     }
 
     /// Collects, unless somebody else does; with `wait`, after him.
@@ -208,7 +211,9 @@ impl Volumes {
         decision: &Decision,
     ) -> Result<Option<u64>, VolumeError> {
         let store = &self.store;
-        let mut removal = store.begin_removal(collecting).map_err(VolumeError::Store)?;
+        let mut removal = store
+            .begin_removal(collecting)
+            .map_err(VolumeError::Store)?;
         let leases = removal.leases().map_err(VolumeError::Store)?;
         let facts = self.facts(mounts, leases.as_deref(), Some(&before.branches))?;
         let Some(branches) = still_goes(&facts, &self.collection().marks, decision) else {
@@ -251,7 +256,9 @@ impl Volumes {
     /// gone.
     fn clear_up(&self, collecting: &Collecting, mounts: &Mounts) -> Result<(), VolumeError> {
         let store = &self.store;
-        let mut removal = store.begin_removal(collecting).map_err(VolumeError::Store)?;
+        let mut removal = store
+            .begin_removal(collecting)
+            .map_err(VolumeError::Store)?;
         let Some(leases) = removal.leases().map_err(VolumeError::Store)? else {
             return Ok(());
         };

@@ -109,7 +109,10 @@ impl Store {
     }
 
     pub(super) fn lock_commits(&self) -> Result<File, StoreError> {
-        super::lock(&self.root().join("store.commit.lock"), super::Sharing::Exclusive)
+        super::lock(
+            &self.root().join("store.commit.lock"),
+            super::Sharing::Exclusive,
+        )
     }
 }
 
@@ -117,6 +120,8 @@ impl Store {
 /// Nobody else adds to the store or removes from it.
 pub(super) fn remove_uncommitted(store: &Store) -> Result<(), StoreError> {
     super::ingest::remove_lockless(store)?;
+    // Names of images are noted by whoever holds this one alone.
+    let _commits = store.lock_commits()?;
     let diff = store.root().join("diff");
     for name in store.names("diff", "")? {
         let id = BranchId::try_from(name.clone()).ok();

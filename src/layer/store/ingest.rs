@@ -150,7 +150,9 @@ pub(super) fn remove_dead(store: &Store) -> Result<(), StoreError> {
         };
         if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
             // Another one may have removed it, and the name be taken again.
-            let ours = lock.metadata().map_err(StoreError::io("read", &lock_path))?;
+            let ours = lock
+                .metadata()
+                .map_err(StoreError::io("read", &lock_path))?;
             if fs::metadata(&lock_path).is_ok_and(|found| found.ino() != ours.ino()) {
                 continue;
             }

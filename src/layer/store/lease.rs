@@ -39,7 +39,10 @@ impl Held {
     /// What is in `other` and not in this one.
     fn lacks(&self, other: &Held) -> Held {
         fn new<T: Clone + PartialEq>(have: &[T], more: &[T]) -> Vec<T> {
-            more.iter().filter(|it| !have.contains(it)).cloned().collect()
+            more.iter()
+                .filter(|it| !have.contains(it))
+                .cloned()
+                .collect()
         }
         Held {
             purpose: String::new(),
@@ -74,7 +77,9 @@ impl Held {
             let (kind, name) = line.strip_suffix('\n')?.split_once(' ')?;
             match kind {
                 "for" => name.clone_into(&mut held.purpose),
-                "branch" => held.branches.push(BranchId::try_from(name.to_owned()).ok()?),
+                "branch" => held
+                    .branches
+                    .push(BranchId::try_from(name.to_owned()).ok()?),
                 "image" => held.images.push(name.to_owned()),
                 "layer" => held.layers.push(name.to_owned()),
                 _ => return None,

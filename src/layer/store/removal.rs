@@ -36,7 +36,8 @@ impl Store {
         use rustix::fs::FlockOperation::NonBlockingLockExclusive;
         let path = self.root().join("store.collect.lock");
         if wait {
-            return super::lock(&path, super::Sharing::Exclusive).map(|lock| Some(Collecting(lock)));
+            return super::lock(&path, super::Sharing::Exclusive)
+                .map(|lock| Some(Collecting(lock)));
         }
         let lock = super::open_lock(&path).map_err(StoreError::io("open", &path))?;
         match rustix::fs::flock(&lock, NonBlockingLockExclusive) {

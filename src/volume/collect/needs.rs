@@ -3,7 +3,7 @@
 
 use super::super::record::{self, RECORD_VERSION, VolumeRecord};
 use super::super::{VolumeError, Volumes};
-use super::shown::ids_in;
+use super::shown::branches_in;
 use crate::chain::Chain;
 use crate::host::MountEntry;
 use crate::layer::collect::{Branch, Disk, Facts, Image, Need, estimate};
@@ -11,6 +11,8 @@ use crate::layer::store::{BranchId, BranchRecord, Held, StoreError};
 use crate::union;
 use serde::Deserialize;
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What of a volume's record counts here, whichever version wrote it.
@@ -72,7 +74,7 @@ impl Volumes {
                 match parts {
                     Ok(Some(texts)) => {
                         let ids: BTreeSet<BranchId> =
-                            texts.iter().flat_map(|text| ids_in(text)).collect();
+                            texts.iter().flat_map(|text| self.ours_in(text)).collect();
                         if !ids.is_empty() {
                             mounts.shown.push((entry.mount_point.clone(), ids));
                         }
@@ -94,6 +96,25 @@ impl Volumes {
             }
         }
         Ok(mounts)
+    }
+
+    /// Branches of this store that a text names. Another store on this machine
+    /// has the same names for the same content: a path that leads to a directory
+    /// which is not this store's counts for nothing, one that leads nowhere from
+    /// here may have been written in another container.
+    fn ours_in(&self, text: &[u8]) -> Vec<BranchId> {
+        let is_ours = |(id, path): &(BranchId, PathBuf)| {
+            let own = self.store.branch_dir(id);
+            if *path == own || !path.is_absolute() {
+                return true;
+            }
+            match (fs::metadata(path), fs::metadata(own)) {
+                (Ok(shown), Ok(own)) => (shown.dev(), shown.ino()) == (own.dev(), own.ino()),
+                (Ok(_), Err(_)) | (Err(_), _) => true,
+            }
+        };
+        let found = branches_in(text).into_iter().filter(is_ours);
+        found.map(|(id, _)| id).collect()
     }
 
     /// Whether a union of unknown branches may be one that an earlier process
