@@ -165,6 +165,7 @@ impl Node {
                     stage: StageOptions::default(),
                     host_proc: "/proc".into(),
                     pull: Default::default(),
+                    collect: Default::default(),
                 },
                 Arc::new(LinuxHost),
             )?,

@@ -67,6 +67,7 @@ fn compare() -> Result<ExitCode> {
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
             pull: Default::default(),
+            collect: Default::default(),
         },
         Arc::new(LinuxHost),
     )?;

@@ -142,6 +142,7 @@ fn child(layout: &Path, dir: &Path) -> Result<()> {
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
             pull: Default::default(),
+            collect: Default::default(),
         },
         Arc::new(LinuxHost),
     )?;

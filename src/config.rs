@@ -1,10 +1,12 @@
 //! Flags and environment to a validated configuration. All faults of one are
 //! found at once, for whoever mends a manifest wants one round and not five.
 
+mod collect;
 mod credentials;
 mod node;
 mod pull;
 
+pub use collect::CollectArgs;
 pub use credentials::{CommandCredentialArgs, NodeCredentialArgs};
 pub use node::{NodeArgs, NodeConfig};
 pub use pull::PullArgs;
@@ -12,7 +14,7 @@ pub use pull::PullArgs;
 use crate::image::registry::AllowError;
 use crate::stage::StageOptions;
 use crate::telemetry::{LogFormat, LogLevel, LogLevelError};
-use crate::volume::{PullOptions, VolumeOptions};
+use crate::volume::{CollectSettings, PullOptions, VolumeOptions};
 use clap::builder::BoolishValueParser;
 use std::path::{Component, PathBuf};
 
@@ -83,6 +85,14 @@ pub enum ConfigFault {
     /// A pattern of images that pods may name cannot be read.
     #[error("cannot read --allow-registry")]
     Pattern(#[source] AllowError),
+    /// An image of the list to prefetch cannot be read.
+    #[error("cannot read --prefetch {image:?}")]
+    Prefetch {
+        /// As it was given.
+        image: String,
+        /// What is wrong with it.
+        source: crate::image::reference::ReferenceError,
+    },
     /// There is no name in the credentials; they are not shown.
     #[error("--creds has no name before the colon; write USER[:PASSWORD]")]
     Creds,
@@ -275,6 +285,7 @@ impl StoreArgs {
                 max_branches: self.max_branches,
                 host_proc: host_proc?,
                 pull: PullOptions::default(),
+                collect: CollectSettings::default(),
             },
             log_format,
             log_level: log_level.ok()?,
@@ -355,6 +366,8 @@ mod tests {
             http_address: "localhost:http".to_owned(),
             no_events: false,
             kubeconfig: Some(PathBuf::from("kubeconfig")),
+            prefetch: Vec::new(),
+            collect: CollectArgs::default(),
             credentials: NodeCredentialArgs {
                 registry_credentials: Some(PathBuf::from("config.json")),
                 ..NodeCredentialArgs::default()

@@ -604,6 +604,7 @@ fn open(
             },
             host_proc: "/proc".into(),
             pull: Default::default(),
+            collect: Default::default(),
         },
         Arc::new(LinuxHost),
     )

@@ -121,6 +121,18 @@ pub enum StageError {
         #[source]
         source: io::Error,
     },
+    /// The store would have more than it may.
+    #[error(
+        "the store has {has} bytes of layers and may have {limit} (--max-store-size); this image needs {needs} more at least"
+    )]
+    Limit {
+        /// Bytes that it may have.
+        limit: u64,
+        /// Bytes that it has.
+        has: u64,
+        /// Bytes that the missing layers have at least.
+        needs: u64,
+    },
     /// A layer that was there is gone.
     #[error("layer {diff_id} was removed while the image was staged; try again")]
     Lost {
@@ -132,9 +144,10 @@ pub enum StageError {
 impl StageError {
     /// Whether disk space or a quota ran out, anywhere on the way.
     pub fn is_out_of_space(&self) -> bool {
-        matches!(
-            crate::layer::tree::errno_in_chain(self),
-            Some(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)
-        )
+        matches!(self, StageError::Limit { .. })
+            || matches!(
+                crate::layer::tree::errno_in_chain(self),
+                Some(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)
+            )
     }
 }

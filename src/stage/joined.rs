@@ -7,7 +7,7 @@ use super::{StagedImage, Stager};
 use crate::layer::index::{Attrs, Index, Node};
 use crate::layer::seal::images::{Images, Member};
 use crate::layer::seal::{Content, Format};
-use crate::layer::store::{BranchId, Ingest, SealedForm, StackRecord};
+use crate::layer::store::{BranchId, Ingest, Lease, SealedForm, StackRecord};
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -17,17 +17,28 @@ struct Stack<'a> {
     /// Each with its name for a text.
     sources: Vec<(BranchId, Layers)>,
     format: Format,
+    /// Keeps what is made of them from being collected.
+    lease: &'a Lease,
 }
 
 impl Stager<'_> {
     /// One set of branches for several images, the uppermost first, which are in
     /// the store for unions of `format`. What it takes beside their own branches is
-    /// made, and is kept for the next volume of the same images. The caller keeps
-    /// branches from being collected.
+    /// made, and is kept for the next volume of the same images. The lease of the
+    /// uppermost image keeps it from being collected.
     pub fn join(&self, images: &[StagedImage], format: Format) -> Result<SealedForm, StageError> {
-        if let [only] = images {
-            return Ok(only.form.clone());
-        }
+        let [top, _, ..] = images else {
+            let root = Attrs::implied();
+            // Of none, the tree is empty.
+            return Ok(images.first().map_or_else(
+                || SealedForm {
+                    branches: Vec::new(),
+                    root_fits: false,
+                    root: (&root).into(),
+                },
+                |only| only.form.clone(),
+            ));
+        };
         let manifests: Vec<String> = images
             .iter()
             .map(|image| image.image.manifest.clone())
@@ -36,12 +47,16 @@ impl Stager<'_> {
             .store
             .stack(format.name(), &manifests)
             .map_err(StageError::Store)?;
-        if let Some(known) = known
-            && self.is_usable(&known.form)?
-        {
-            return Ok(known.form);
+        if let Some(known) = known {
+            top.lease
+                .hold_branches(self.store, &known.form.branches)
+                .map_err(StageError::Store)?;
+            // Looked at once they are held: they may have been collected before.
+            if self.is_usable(&known.form)? {
+                return Ok(known.form);
+            }
         }
-        let form = self.build_stack(images, format)?;
+        let form = self.build_stack(images, format, &top.lease)?;
         self.store
             .put_stack(&StackRecord {
                 format: format.name().to_owned(),
@@ -56,6 +71,7 @@ impl Stager<'_> {
         &self,
         images: &[StagedImage],
         format: Format,
+        lease: &Lease,
     ) -> Result<SealedForm, StageError> {
         let work = Ingest::begin(self.store).map_err(StageError::Store)?;
         let mut members: Vec<Member> = Vec::new();
@@ -92,6 +108,7 @@ impl Stager<'_> {
             },
             sources,
             format,
+            lease,
         };
         let root = stack.images.root();
         let branches = self.branches_of(&stack, &work)?;
@@ -173,6 +190,17 @@ impl Stager<'_> {
         Ok(branches)
     }
 
+    /// A branch by its key, if it is there. From here on it stays, also if it is
+    /// only made now.
+    fn held_branch(&self, key: &str, lease: &Lease) -> Result<Option<BranchId>, StageError> {
+        let id = BranchId::of(key);
+        lease
+            .hold_branches(self.store, std::slice::from_ref(&id))
+            .map_err(StageError::Store)?;
+        let found = self.store.branch(&id).map_err(StageError::Store)?;
+        Ok(found.map(|_| id))
+    }
+
     /// The lowest `count` members as one branch.
     fn flat_of(
         &self,
@@ -186,8 +214,7 @@ impl Stager<'_> {
             stack.format.name(),
             stack.text(count)
         );
-        let id = BranchId::of(&key);
-        if self.store.branch(&id).map_err(StageError::Store)?.is_some() {
+        if let Some(id) = self.held_branch(&key, stack.lease)? {
             return Ok(id);
         }
         let mut pieces = Pieces::new(count, work).map_err(work_error(work.path()))?;
@@ -232,8 +259,7 @@ impl Stager<'_> {
             stack.format.name(),
             stack.text(count)
         );
-        let id = BranchId::of(&key);
-        if self.store.branch(&id).map_err(StageError::Store)?.is_some() {
+        if let Some(id) = self.held_branch(&key, stack.lease)? {
             return Ok(Some(id));
         }
         let made = Made {

@@ -8,7 +8,7 @@ use crate::layer::apply;
 use crate::layer::index::{Attrs, Builder, Index, Node, Record, RecordLog};
 use crate::layer::seal::images::Piece;
 use crate::layer::seal::{Edit, EditLog, Format, SealError};
-use crate::layer::store::{BranchId, BranchRecord, Ingest, unique};
+use crate::layer::store::{BranchId, BranchRecord, Ingest, Lease, unique};
 use crate::layer::unpack::finish_directories;
 use std::fs::File;
 use std::io;
@@ -203,9 +203,12 @@ impl Stager<'_> {
 
     /// An empty branch whose root has the given metadata: the uppermost one of a
     /// read-only union whose own uppermost layer says nothing of the root.
-    pub fn root_branch(&self, root: &Attrs) -> Result<BranchId, StageError> {
+    pub fn root_branch(&self, root: &Attrs, lease: &Lease) -> Result<BranchId, StageError> {
         let key = format!("root {root:?}");
         let id = BranchId::of(&key);
+        lease
+            .hold_branches(self.store, std::slice::from_ref(&id))
+            .map_err(StageError::Store)?;
         if self.store.branch(&id).map_err(StageError::Store)?.is_some() {
             return Ok(id);
         }

@@ -18,7 +18,7 @@
 
 mod quantity;
 
-pub use quantity::QuantityError;
+pub use quantity::{QuantityError, bytes as parse_size};
 
 use crate::image::platform::{Platform, PlatformError};
 use crate::image::reference::{ReferenceError, Source};

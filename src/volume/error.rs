@@ -125,6 +125,21 @@ pub enum VolumeError {
         /// Why not.
         source: Box<VolumeError>,
     },
+    /// The disk or the store is full, and nothing more may be removed.
+    #[error(
+        "no space in the store {root}, and nothing more of it may go ({needed} images are in use, {young} were used a moment ago): free space on that filesystem of the node, remove pods that use other images, or change --max-store-size or --gc-min-age",
+        root = root.display()
+    )]
+    NoRoom {
+        /// The store.
+        root: PathBuf,
+        /// Images and layers that somebody needs.
+        needed: usize,
+        /// Images and layers that were used within the minimum age.
+        young: usize,
+        /// What found no space.
+        source: Box<VolumeError>,
+    },
     /// A path cannot be used.
     #[error("cannot use {target}", target = target.display())]
     Target {
@@ -322,6 +337,7 @@ impl VolumeError {
             VolumeError::Mount(MountError::InUse { .. }) => ErrorKind::Aborted,
             VolumeError::Mount(error) if error.is_undone() => ErrorKind::Internal,
             VolumeError::Mount(_) | VolumeError::NotUndone { .. } => ErrorKind::Unavailable,
+            VolumeError::NoRoom { .. } => ErrorKind::ResourceExhausted,
             VolumeError::Unmount(_) => ErrorKind::Aborted,
             VolumeError::Target { source, .. } => match source.kind() {
                 io::ErrorKind::NotADirectory => ErrorKind::InvalidArgument,
@@ -466,6 +482,7 @@ fn stage_kind(error: &StageError) -> ErrorKind {
         | StageError::Finish { .. }
         | StageError::Root(_)
         | StageError::Work { .. } => ErrorKind::Internal,
+        StageError::Limit { .. } => ErrorKind::ResourceExhausted,
         StageError::Lost { .. } => ErrorKind::Aborted,
     }
 }

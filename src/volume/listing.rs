@@ -51,6 +51,11 @@ pub struct ImageInfo {
     pub bytes: u64,
     /// Volumes that use it.
     pub volumes: Vec<String>,
+    /// What else keeps it: pulls that run, and the list of images to prefetch.
+    pub kept: Vec<String>,
+    /// When it was last staged, or a volume of it began or ended, in seconds since
+    /// the epoch.
+    pub used: u64,
     /// Seconds since the epoch.
     pub created: u64,
 }
@@ -109,10 +114,18 @@ impl Volumes {
                 sizes.insert(diff_id, branch.summary.bytes);
             }
         }
+        let leases = self.store.held().map_err(VolumeError::Store)?;
+        let leases = leases.unwrap_or_default();
         let images = self.store.images().map_err(VolumeError::Store)?;
         Ok(images
             .into_iter()
             .map(|image| ImageInfo {
+                kept: leases
+                    .iter()
+                    .filter(|held| held.images.contains(&image.manifest))
+                    .map(|held| held.purpose.clone())
+                    .collect(),
+                used: self.store.last_use(&image),
                 names: references
                     .iter()
                     .filter(|reference| reference.manifest == image.manifest)

@@ -17,6 +17,7 @@
 //! pods        kubelet's directories
 //! recover     records × mount table → what has to be put right (pure)
 //! upkeep      doing that, at the start and from time to time
+//! collect     what of the store goes when space is short, and what stays
 //! stats       how full a volume is
 //! ```
 
@@ -25,6 +26,7 @@ mod again;
 pub mod attributes;
 pub mod changes;
 pub mod check;
+mod collect;
 mod error;
 mod listing;
 pub mod lock;
@@ -38,6 +40,7 @@ mod unpublish;
 pub mod upkeep;
 
 pub use attributes::Medium;
+pub use collect::{Collect, CollectSettings, Prefetched};
 pub use error::{ErrorKind, VolumeError};
 pub use listing::{ImageInfo, LayerInfo, VolumeInfo};
 pub use record::{Owner, Pod, RecordedImage};
@@ -88,6 +91,8 @@ pub struct VolumeOptions {
     pub host_proc: PathBuf,
     /// How images come from registries.
     pub pull: PullOptions,
+    /// What goes from the store when; can be replaced later.
+    pub collect: CollectSettings,
 }
 
 /// When a volume's image is pulled, and with what.
@@ -223,6 +228,7 @@ pub struct Volumes {
     namespace: u64,
     counted: stats::Counted,
     doubts: upkeep::Doubts,
+    collection: collect::Collection,
 }
 
 impl Volumes {
@@ -256,6 +262,7 @@ impl Volumes {
             pulls: Pulls::new(Arc::clone(&store), options.pull.clone()),
             store,
             host,
+            collection: collect::Collection::new(options.collect.clone()),
             options,
             probe: OnceLock::new(),
             namespace,
@@ -286,7 +293,10 @@ impl Volumes {
         };
         Ok(Stager {
             store: &self.store,
-            options: self.options.stage.clone(),
+            options: StageOptions {
+                max_store: self.collection().marks.max_size,
+                ..self.options.stage.clone()
+            },
             ownership: self.ownership(),
             // One is the writable layer, or a directory that only brings the
             // root's metadata, whatever volume comes first.
@@ -308,8 +318,12 @@ impl Volumes {
         progress: &dyn Progress,
     ) -> Result<StagedImage, VolumeError> {
         let backend = self.choose(choice)?;
-        let asker = Asker::Operator { policy };
-        let mut staged = self.stage_from(source, None, platform, backend, asker, progress)?;
+        let asker = Asker::Operator {
+            policy,
+            is_node: false,
+        };
+        let mut staged =
+            self.with_room(|| self.stage_from(source, None, platform, backend, asker, progress))?;
         let begun = Instant::now();
         self.store
             .flush(&staged.form.branches)

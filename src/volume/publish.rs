@@ -9,7 +9,7 @@ use super::{
 };
 use crate::layer::index::Attrs;
 use crate::layer::steps;
-use crate::layer::store::{BranchId, SealedForm, SharedLock, StoreError};
+use crate::layer::store::{BranchId, Lease, SealedForm, SharedLock, StoreError};
 use crate::layer::unpack::finish_directories;
 use crate::stage::{Phase, Progress};
 use crate::union::probe::UnionRequest;
@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a staging path may be busy on which a killed process has left a
@@ -41,6 +42,8 @@ pub(super) struct Staged {
     backend: Backend,
     pub(super) branches: Vec<BranchId>,
     form: SealedForm,
+    /// Keep them until the volume's record does.
+    leases: Vec<Arc<Lease>>,
 }
 
 impl Volumes {
@@ -97,7 +100,9 @@ impl Volumes {
             true => VolumeError::unclear(&request.volume_id)(error),
             false => error,
         });
-        let result = target.and_then(|target| self.publish_locked(request, &dir, target, progress));
+        let result = target.and_then(|target| {
+            self.with_room(|| self.publish_locked(request, &dir, target.clone(), progress))
+        });
         lock.end(&dir, result)
     }
 
@@ -196,7 +201,7 @@ impl Volumes {
         progress: &dyn Progress,
     ) -> Result<Published, VolumeError> {
         let exists = self.check_target(&target, request.create_target)?;
-        // Branches must not be collected between being staged and being pinned.
+        // What is staged carries a lease, so that it is not collected before it is pinned.
         let shared = self.store.lock_shared().map_err(VolumeError::Store)?;
         let staged = self.stage_for(request, None, request.union, progress, &shared)?;
         let plan = MountPlan {
@@ -243,6 +248,8 @@ impl Volumes {
             self.remove_dir_tree(dir)?;
             return Err(VolumeError::Store(error));
         }
+        // The record keeps the branches now.
+        drop(staged.leases);
         progress.phase(Phase::Mounting);
         let mounted = self
             .make_writable(dir, &record, &staged.form)
@@ -272,7 +279,7 @@ impl Volumes {
     }
 
     /// Stages the volume's images, which are what they `were` before if the volume
-    /// is to be the same again. The caller keeps branches from being collected.
+    /// is to be the same again.
     pub(super) fn stage_for(
         &self,
         request: &PublishRequest,
@@ -302,13 +309,17 @@ impl Volumes {
             })?);
         }
         let stager = self.stager(chosen)?;
+        let leases: Vec<Arc<Lease>> = staged
+            .iter()
+            .map(|image| Arc::clone(&image.lease))
+            .collect();
         let form = stager
             .join(&staged, self.format(chosen))
             .map_err(VolumeError::Stage)?;
         let mut branches = form.branches.clone();
         if branches.is_empty() || request.read_only && !form.root_fits {
             let root = stager
-                .root_branch(&Attrs::from(&form.root))
+                .root_branch(&Attrs::from(&form.root), &leases[0])
                 .map_err(VolumeError::Stage)?;
             branches.insert(0, root);
         }
@@ -323,6 +334,7 @@ impl Volumes {
             backend: chosen.for_volume(branches.len(), request.read_only),
             branches,
             form,
+            leases,
         })
     }
 

@@ -136,6 +136,11 @@ pub fn read(dir: &Path) -> Result<Option<VolumeRecord>, StoreError> {
     read_json(&dir.join("record.json"))
 }
 
+/// Of a record, whichever version wrote it, what `T` has.
+pub(super) fn read_as<T: serde::de::DeserializeOwned>(dir: &Path) -> Result<Option<T>, StoreError> {
+    read_json(&dir.join("record.json"))
+}
+
 /// Whether there is a record, readable or not.
 pub(super) fn exists(dir: &Path) -> bool {
     // What cannot be looked at is not taken for missing.

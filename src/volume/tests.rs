@@ -102,6 +102,7 @@ impl Node {
             stage: StageOptions::default(),
             host_proc: PathBuf::from("/proc"),
             pull: Default::default(),
+            collect: Default::default(),
         };
         let host: Arc<dyn Host> = Arc::<FakeHost>::clone(host);
         let volumes = Volumes::open(options, host).unwrap();

@@ -67,6 +67,7 @@ impl TestNode {
             stage: StageOptions::default(),
             host_proc: PathBuf::from("/proc"),
             pull: Default::default(),
+            collect: Default::default(),
         }
     }
 
