@@ -21,7 +21,7 @@ cd "$(dirname "$0")/../.."
 
 readonly TARGET=x86_64-unknown-linux-gnu
 readonly CARGO=$PWD/target/aufs-vm WORK=$PWD/target/aufs-vm/machine
-TESTS=(meaning unions aufs power)
+TESTS=(meaning several unions aufs power)
 readonly BENCHES=(density using)
 : "${PROPTEST_CASES:=100}" "${POWER_CUTS:=3}" "${AUFS_VM_ACCEL:=tcg}" "${AUFS_VM_MINUTES:=30}"
 : "${AUFS_VM_FILTER:=}"
@@ -183,18 +183,21 @@ mkdir -p /mnt/t
 export AUFS_CSI_BACKEND=aufs PROPTEST_CASES=$PROPTEST_CASES
 export AUFS_CSI_TEST_DIR=/mnt/t
 suite "meaning, ext4" meaning --nocapture $AUFS_VM_FILTER
+suite "several, ext4" several $AUFS_VM_FILTER
 suite "unions, ext4" unions $AUFS_VM_FILTER
 suite "aufs, ext4" aufs $AUFS_VM_FILTER
 export AUFS_CSI_TEST_DIR=/memory
 # A tmpfs has no user attributes before Linux 6.6, and an overlay made in a user
 # namespace needs them.
 suite "meaning, tmpfs" AUFS_CSI_TEST_XATTRS=none meaning random_stacks
+suite "several, tmpfs" AUFS_CSI_TEST_XATTRS=none several random_images
 suite "unions, tmpfs" unions $AUFS_VM_FILTER --skip a_user_namespace_can
 if grep -qw xfs /proc/filesystems; then
     mkdir -p /xfs
     need "the disk's XFS" mount -t xfs /dev/vdb /xfs
     export AUFS_CSI_TEST_DIR=/xfs
     suite "meaning, XFS" meaning $AUFS_VM_FILTER
+    suite "several, XFS" several $AUFS_VM_FILTER
     suite "unions, XFS" unions $AUFS_VM_FILTER
     umount /xfs
 else
