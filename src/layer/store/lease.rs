@@ -139,7 +139,7 @@ impl Lease {
         steps::before("write what is relied on");
         let file = self.claim.file();
         let before = file.metadata().map(|metadata| metadata.len());
-        let path = self.claim.path();
+        let path = self.claim.lock_path();
         (&mut &*file).write_all(text.as_bytes()).map_err(|error| {
             // On a full disk half a line may be there, which nobody can read.
             if let Ok(length) = before {
