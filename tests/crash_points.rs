@@ -431,7 +431,14 @@ impl Scene {
             "{what}: {images:?}"
         );
         let whole = ["diff", "images", "ingest", "layers", "volumes"];
-        let known = ["probe", "store.commit.lock", "store.json", "store.lock"];
+        let known = [
+            "probe",
+            "store.collect.lock",
+            "store.commit.lock",
+            "store.json",
+            "store.lease.lock",
+            "store.lock",
+        ];
         let all: BTreeSet<String> = whole.iter().chain(&known).map(|&s| s.into()).collect();
         let found = names(&store);
         assert!(found.is_subset(&all), "{what}: {found:?}");
