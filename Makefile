@@ -69,6 +69,11 @@ e2e-aufs: ## The suite on real AUFS: make e2e-aufs AUFS_KERNEL=path/to/bzImage
 	scripts/setup.sh build
 	AUFS_KERNEL='$(AUFS_KERNEL)' e2e/aufs/run.sh
 
+.PHONY: bench-aufs
+bench-aufs: ## What pods cost on real AUFS beside overlayfs: make bench-aufs AUFS_KERNEL=path/to/bzImage
+	scripts/setup.sh build
+	AUFS_KERNEL='$(AUFS_KERNEL)' e2e/aufs/run.sh bench
+
 .PHONY: sanity
 sanity: release ## The CSI project's own tests against the released program (mounts, as root)
 	scripts/setup.sh test

@@ -140,6 +140,20 @@ pub struct StoreArgs {
     )]
     pub rootless: bool,
 
+    /// Most branches that the layers of a volume's images become, 1 or more. The
+    /// lowest layers of deeper ones are made one, once for all volumes, which takes
+    /// disk space and makes lookups and listings of directories faster. What was made
+    /// one under a lower number stays so. [default: what the kernel takes]
+    #[arg(
+        long,
+        global = true,
+        env = "AUFS_CSI_MAX_BRANCHES",
+        hide_env_values = true,
+        value_name = "NUMBER",
+        help_heading = "Store"
+    )]
+    pub max_branches: Option<usize>,
+
     /// The node's /proc, where a container has it under another name. It tells
     /// which process holds a volume that cannot be unmounted, and whether one
     /// that kubelet forgot is still in use.
@@ -228,6 +242,13 @@ impl StoreArgs {
             "give a directory on a tmpfs, or set XDG_RUNTIME_DIR",
             faults,
         );
+        if self.max_branches == Some(0) {
+            faults.push(ConfigFault::Value {
+                option: "--max-branches",
+                value: "0".to_owned(),
+                expected: "1 or more",
+            });
+        }
         let host_proc = directory("--host-proc", Some(self.host_proc), "", faults);
         let log_format = match self.log_format.as_str() {
             "text" => LogFormat::Text,
@@ -261,6 +282,7 @@ impl StoreArgs {
                 run_dir: run_dir?,
                 rootless: self.rootless,
                 stage: StageOptions::default(),
+                max_branches: self.max_branches,
                 host_proc: host_proc?,
                 pull: PullOptions::default(),
                 collect: CollectSettings::default(),
@@ -305,6 +327,7 @@ mod tests {
             root: None,
             run_dir: None,
             rootless: false,
+            max_branches: None,
             log_format: "text".to_owned(),
             log_level: None,
             host_proc: PathBuf::from(DEFAULT_HOST_PROC),

@@ -8,6 +8,8 @@
 mod branch;
 mod descriptors;
 mod error;
+mod joined;
+mod made;
 mod progress;
 mod sink;
 
@@ -24,12 +26,14 @@ use crate::layer::decompress::Compression;
 use crate::layer::index::{Attrs, Index};
 use crate::layer::ingest::{self, LayerJob, StageTimes};
 use crate::layer::limits::Limits;
-use crate::layer::seal::{self, Format, Sealed};
+use crate::layer::seal::images::Piece;
+use crate::layer::seal::{self, Format, Sealed, Visible};
 use crate::layer::store::{
     BranchId, BranchRecord, Held, ImageRecord, Ingest, LayerEntry, Lease, SealedForm, Store,
 };
 use crate::layer::tree::Ownership;
 use branch::{branch_key, flat_key};
+use made::{ListError, Made, Pieces};
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -499,7 +503,43 @@ impl Stager<'_> {
             .map_err(StageError::Store)?;
         if self.store.branch(&id).map_err(StageError::Store)?.is_none() {
             let range = sealed.base..highest + 1;
-            self.make_flat(image, &key, parts, sealed, range, format, work)?;
+            let mut pieces =
+                Pieces::new(range.len(), work).map_err(branch::work_error(work.path()))?;
+            let mut root = None;
+            seal::flatten::<ListError>(&sealed.effective[range.clone()], |visible| {
+                let piece = match visible {
+                    Visible::Directory { path, attrs } if path.is_empty() => {
+                        root = attrs;
+                        return Ok(());
+                    }
+                    Visible::Directory { path, attrs } => Piece::Directory { path, attrs },
+                    Visible::Other { layer, record } => Piece::Other {
+                        member: layer,
+                        record,
+                    },
+                };
+                Ok(pieces.push(piece, work)?)
+            })
+            .map_err(|error| match error {
+                ListError::Seal(source) => StageError::Seal {
+                    layer: Layers::one(image, range.start + source.layer() - 1),
+                    source,
+                },
+                ListError::Io(source) => branch::work_error(work.path())(source),
+            })?;
+            let sources: Vec<_> = parts
+                .iter()
+                .zip(range.clone())
+                .map(|(id, number)| (id.clone(), Layers::one(image, number)))
+                .collect();
+            let made = Made {
+                key: &key,
+                sources: &sources,
+                root,
+                format,
+                what: Layers::range(&range),
+            };
+            self.make(&made, pieces, work)?;
         }
         branches.push(id);
         Ok(())

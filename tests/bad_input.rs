@@ -588,6 +588,7 @@ fn open(
     root: &Path,
     node: &TestNode,
     rootless: bool,
+    max_branches: None,
     limits: Limits,
 ) -> Result<Volumes, VolumeError> {
     // Made by the node, on a tmpfs, and removed with it.

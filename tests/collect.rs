@@ -105,7 +105,9 @@ fn what_a_volume_needs_stays_and_the_rest_goes() {
     let (used, unused) = (image(&node, "used"), image(&node, "unused"));
     let volumes = open(at_once(node.volumes_options()));
     let unused = stage(&volumes, &unused);
-    let manifest = node.publish("v", &used, false).unwrap().manifest;
+    let manifest = node.publish("v", &used, false).unwrap().images[0]
+        .manifest
+        .clone();
     let branches = node.record("v").branches;
     // There is space, so nothing goes without being asked to.
     assert_eq!(verdict(&volumes, Aim::Marks, &unused), Verdict::Room);

@@ -164,19 +164,11 @@ fn target(node: &Path) -> PathBuf {
 
 fn publish_request(node: &Path, source: &Source, read_only: bool) -> PublishRequest {
     PublishRequest {
-        volume_id: VOLUME.to_owned(),
-        source: source.clone(),
-        source_root: None,
-        pull: Default::default(),
-        platform: None,
-        target: target(node),
-        create_target: true,
         read_only,
         union: union(),
-        mount_group: None,
         attributes: [("image".to_owned(), source.to_string())].into(),
         owner: Owner::Plugin,
-        pod: None,
+        ..PublishRequest::new(VOLUME, source.clone(), target(node))
     }
 }
 

@@ -41,7 +41,8 @@ pub use ingest::Ingest;
 pub use lease::{Held, Lease};
 pub(crate) use records::hex;
 pub use records::{
-    BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StoredAttrs,
+    BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StackRecord,
+    StoredAttrs,
 };
 pub use removal::{Collecting, Removal};
 

@@ -29,6 +29,13 @@ pub enum Layers {
         /// The uppermost.
         last: usize,
     },
+    /// One that is a branch already.
+    Branch {
+        /// Which.
+        id: String,
+    },
+    /// Those of several images.
+    Images,
 }
 
 impl Layers {
@@ -54,6 +61,8 @@ impl fmt::Display for Layers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Layers::One { number, diff_id } => write!(f, "layer {number} of diffID {diff_id}"),
+            Layers::Branch { id } => write!(f, "branch {id}"),
+            Layers::Images => write!(f, "the images as one tree"),
             Layers::Range { first, last } => write!(f, "layers {first} to {last} as one branch"),
         }
     }

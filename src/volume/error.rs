@@ -2,6 +2,7 @@
 //! asked: the one place that decides, for gRPC codes and exit codes alike.
 
 use crate::image::SourceError;
+use crate::image::reference::Source;
 use crate::image::registry::RegistryError;
 use crate::layer::archive::ArchiveError;
 use crate::layer::decompress::DecompressError;
@@ -54,6 +55,14 @@ pub enum VolumeError {
     /// Where the image comes from.
     #[error("the image cannot be read")]
     Source(#[source] SourceError),
+    /// One of several images.
+    #[error("the image {image} cannot be had")]
+    Image {
+        /// Which.
+        image: String,
+        /// Why not.
+        source: Box<VolumeError>,
+    },
     /// Bringing it from a registry, or finding it in the store.
     #[error("cannot get the image {image}")]
     Pull {
@@ -232,6 +241,9 @@ pub enum VolumeError {
         /// Its id.
         volume_id: String,
     },
+    /// It is asked for without any image.
+    #[error("the volume has no image")]
+    NoImage,
     /// No such volume.
     #[error("there is no volume {volume:?}")]
     NoSuchVolume {
@@ -271,6 +283,17 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// The same, naming the image where it does not yet.
+    pub(super) fn of_image(self, image: &Source) -> Self {
+        match self {
+            VolumeError::Source(_) | VolumeError::Stage(_) => VolumeError::Image {
+                image: image.to_string(),
+                source: Box::new(self),
+            },
+            other => other,
+        }
+    }
+
     /// For `map_err` of a look at what there is of a volume.
     pub(super) fn unclear(volume_id: &str) -> impl FnOnce(Self) -> Self {
         |source| VolumeError::Unclear {
@@ -300,6 +323,7 @@ impl VolumeError {
         match self {
             VolumeError::Store(error) => store_kind(error),
             VolumeError::Source(error) => source_kind(error),
+            VolumeError::Image { source, .. } => source.kind(),
             VolumeError::Pull { source, .. } => pull_kind(source),
             VolumeError::Stage(error) => stage_kind(error),
             VolumeError::Union(_) | VolumeError::NotPropagated { .. } => {
@@ -319,9 +343,9 @@ impl VolumeError {
                 io::ErrorKind::NotADirectory => ErrorKind::InvalidArgument,
                 _ => ErrorKind::Internal,
             },
-            VolumeError::TargetMissing { .. } | VolumeError::TargetNoDirectory { .. } => {
-                ErrorKind::InvalidArgument
-            }
+            VolumeError::NoImage
+            | VolumeError::TargetMissing { .. }
+            | VolumeError::TargetNoDirectory { .. } => ErrorKind::InvalidArgument,
             VolumeError::TargetNotEmpty { .. }
             | VolumeError::TargetMounted { .. }
             | VolumeError::OtherTarget { .. }

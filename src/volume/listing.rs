@@ -1,6 +1,6 @@
 //! What the store holds and who uses it, for people and programs to read.
 
-use super::record::{self, Owner, Pod, VolumeState};
+use super::record::{self, Owner, Pod, RecordedImage, VolumeState};
 use super::{VolumeError, Volumes};
 use crate::layer::seal::Format;
 use crate::layer::store::BranchId;
@@ -20,10 +20,8 @@ pub struct VolumeInfo {
     /// The pod, where kubelet named it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
-    /// The image as it was asked for.
-    pub image: String,
-    /// Digest of its manifest.
-    pub manifest: String,
+    /// Its images, uppermost first.
+    pub images: Vec<RecordedImage>,
     /// How it is mounted.
     pub backend: Backend,
     /// Without a writable layer.
@@ -96,8 +94,7 @@ impl Volumes {
                 state: record.state,
                 owner: record.owner,
                 pod: record.pod,
-                image: record.image,
-                manifest: record.manifest,
+                images: record.images,
                 backend: record.plan.backend,
                 read_only: record.read_only,
                 target: record.target,
@@ -141,7 +138,10 @@ impl Volumes {
                     .sum(),
                 volumes: volumes
                     .iter()
-                    .filter(|volume| volume.manifest == image.manifest)
+                    .filter(|volume| {
+                        let mut images = volume.images.iter();
+                        images.any(|used| used.manifest == image.manifest)
+                    })
                     .map(|volume| volume.volume_id.clone())
                     .collect(),
                 platform: image.platform,

@@ -39,10 +39,11 @@ pub mod stats;
 mod unpublish;
 pub mod upkeep;
 
+pub use attributes::Medium;
 pub use collect::{Collect, CollectSettings, Prefetched};
 pub use error::{ErrorKind, VolumeError};
 pub use listing::{ImageInfo, LayerInfo, VolumeInfo};
-pub use record::{Owner, Pod};
+pub use record::{Owner, Pod, RecordedImage};
 
 use crate::host::Host;
 use crate::image::platform::{Platform, PlatformChoice};
@@ -84,6 +85,8 @@ pub struct VolumeOptions {
     pub rootless: bool,
     /// How layers are staged.
     pub stage: StageOptions,
+    /// Most branches that a volume's images become, whatever the kernel takes.
+    pub max_branches: Option<usize>,
     /// The node's `/proc`, which shows who holds a mount.
     pub host_proc: PathBuf,
     /// How images come from registries.
@@ -101,15 +104,32 @@ pub struct PullChoice {
     pub secrets: BTreeMap<String, Secret>,
 }
 
+/// An image that a volume is to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRequest {
+    /// Where it comes from.
+    pub source: Source,
+    /// A directory that a local source must stay inside; none for the operator's own commands.
+    pub source_root: Option<PathBuf>,
+}
+
+impl ImageRequest {
+    /// An image that the operator named, which may be anywhere.
+    pub fn unconfined(source: Source) -> Self {
+        ImageRequest {
+            source,
+            source_root: None,
+        }
+    }
+}
+
 /// A volume that somebody wants.
 #[derive(Debug, Clone)]
 pub struct PublishRequest {
     /// Its id, any text.
     pub volume_id: String,
-    /// Where the image comes from.
-    pub source: Source,
-    /// A directory that a local source must stay inside; none for the operator's own commands.
-    pub source_root: Option<PathBuf>,
+    /// The images, the uppermost first; at least one.
+    pub images: Vec<ImageRequest>,
     /// When an image of a registry is pulled, and with what.
     pub pull: PullChoice,
     /// Which platform of a multi-platform image; none for the node's own.
@@ -120,6 +140,12 @@ pub struct PublishRequest {
     pub create_target: bool,
     /// Without a writable layer.
     pub read_only: bool,
+    /// The directory inside the merged images that is shown; none for all.
+    pub sub_path: Option<PathBuf>,
+    /// Most bytes of the writable layer; none for no limit of its own.
+    pub size_limit: Option<u64>,
+    /// Where the writable layer is.
+    pub medium: Medium,
     /// Which union filesystem.
     pub union: UnionRequest,
     /// Group that may write to the volume's root directory.
@@ -130,6 +156,39 @@ pub struct PublishRequest {
     pub owner: Owner,
     /// The pod that it is for.
     pub pod: Option<Pod>,
+}
+
+impl PublishRequest {
+    /// A person's volume with a writable layer and nothing special, at a target
+    /// that is made for it.
+    pub fn new(volume_id: impl Into<String>, image: Source, target: impl Into<PathBuf>) -> Self {
+        Self::of_images(volume_id, vec![ImageRequest::unconfined(image)], target)
+    }
+
+    /// The same of several images, the uppermost first.
+    pub fn of_images(
+        volume_id: impl Into<String>,
+        images: Vec<ImageRequest>,
+        target: impl Into<PathBuf>,
+    ) -> Self {
+        PublishRequest {
+            volume_id: volume_id.into(),
+            images,
+            pull: PullChoice::default(),
+            platform: None,
+            target: target.into(),
+            create_target: true,
+            read_only: false,
+            sub_path: None,
+            size_limit: None,
+            medium: Medium::default(),
+            union: UnionRequest::Auto,
+            mount_group: None,
+            attributes: BTreeMap::new(),
+            owner: Owner::Command,
+            pod: None,
+        }
+    }
 }
 
 /// A volume that nobody wants any more.
@@ -147,8 +206,8 @@ pub struct UnpublishRequest {
 /// A volume that is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    /// Digest of the image's manifest.
-    pub manifest: String,
+    /// Its images, uppermost first.
+    pub images: Vec<RecordedImage>,
     /// How it is mounted.
     pub backend: Backend,
     /// Number of read-only branches.
@@ -241,7 +300,10 @@ impl Volumes {
             ownership: self.ownership(),
             // One is the writable layer, or a directory that only brings the
             // root's metadata, whatever volume comes first.
-            max_branches: limit.saturating_sub(1).max(1),
+            max_branches: limit
+                .saturating_sub(1)
+                .min(self.options.max_branches.unwrap_or(usize::MAX))
+                .max(1),
         })
     }
 

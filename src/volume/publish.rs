@@ -2,7 +2,7 @@
 //! same mount again.
 
 use super::pulls::Asker;
-use super::record::{self, RECORD_VERSION, VolumeRecord, VolumeState};
+use super::record::{self, RECORD_VERSION, RecordedImage, VolumeRecord, VolumeState};
 use super::unpublish::Target;
 use super::{
     PublishRequest, Published, VolumeError, Volumes, canonical, lock::VolumeLock, make_dir,
@@ -36,14 +36,14 @@ enum Before {
     Unmounted(Box<VolumeRecord>),
 }
 
-/// An image as the branches of one volume.
+/// Images as the branches of one volume.
 pub(super) struct Staged {
-    pub(super) manifest: String,
+    images: Vec<RecordedImage>,
     backend: Backend,
     pub(super) branches: Vec<BranchId>,
     form: SealedForm,
-    /// Keeps them until the volume's record does.
-    lease: Arc<Lease>,
+    /// Keep them until the volume's record does.
+    leases: Vec<Arc<Lease>>,
 }
 
 impl Volumes {
@@ -115,10 +115,8 @@ impl Volumes {
     ) -> Result<Published, VolumeError> {
         match self.before(dir, request, &target)? {
             Before::Mounted(record) => Ok(Published {
-                manifest: record.manifest,
-                backend: record.plan.backend,
-                branches: record.branches.len(),
                 existed: true,
+                ..published(*record)
             }),
             Before::Unmounted(record) => self.mount_again(request, dir, *record, progress),
             Before::Nothing => self.mount_anew(request, dir, target, progress),
@@ -231,8 +229,7 @@ impl Volumes {
             state: VolumeState::Intended,
             owner: request.owner,
             pod: request.pod.clone(),
-            image: request.source.to_string(),
-            manifest: staged.manifest,
+            images: staged.images,
             branches: staged.branches,
             target,
             target_created: !exists,
@@ -252,7 +249,7 @@ impl Volumes {
             return Err(VolumeError::Store(error));
         }
         // The record keeps the branches now.
-        drop(staged.lease);
+        drop(staged.leases);
         progress.phase(Phase::Mounting);
         let mounted = self
             .make_writable(dir, &record, &staged.form)
@@ -281,39 +278,63 @@ impl Volumes {
         }
     }
 
-    /// Stages the volume's image, which had the manifest `was` before if it is to
-    /// be the same again.
+    /// Stages the volume's images, which are what they `were` before if the volume
+    /// is to be the same again.
     pub(super) fn stage_for(
         &self,
         request: &PublishRequest,
-        was: Option<&str>,
+        were: Option<&[RecordedImage]>,
         union: UnionRequest,
         progress: &dyn Progress,
         _: &SharedLock,
     ) -> Result<Staged, VolumeError> {
         let chosen = self.choose(union)?;
-        let staged = self.stage_from(
-            &request.source,
-            request.source_root.as_deref(),
-            request.platform.as_ref(),
-            chosen,
-            Asker::of(request, was),
-            progress,
-        )?;
-        let mut branches = staged.form.branches.clone();
-        if branches.is_empty() || request.read_only && !staged.form.root_fits {
-            let root = self
-                .stager(chosen)?
-                .root_branch(&Attrs::from(&staged.form.root), &staged.lease)
+        if request.images.is_empty() {
+            return Err(VolumeError::NoImage);
+        }
+        let mut staged = Vec::with_capacity(request.images.len());
+        for (number, image) in request.images.iter().enumerate() {
+            let was = were.and_then(|were| were.get(number));
+            let one = self.stage_from(
+                &image.source,
+                image.source_root.as_deref(),
+                request.platform.as_ref(),
+                chosen,
+                Asker::of(request, was.map(|was| was.manifest.as_str())),
+                progress,
+            );
+            staged.push(one.map_err(|error| match request.images.len() {
+                1 => error,
+                _ => error.of_image(&image.source),
+            })?);
+        }
+        let stager = self.stager(chosen)?;
+        let leases: Vec<Arc<Lease>> = staged
+            .iter()
+            .map(|image| Arc::clone(&image.lease))
+            .collect();
+        let form = stager
+            .join(&staged, self.format(chosen))
+            .map_err(VolumeError::Stage)?;
+        let mut branches = form.branches.clone();
+        if branches.is_empty() || request.read_only && !form.root_fits {
+            let root = stager
+                .root_branch(&Attrs::from(&form.root), &leases[0])
                 .map_err(VolumeError::Stage)?;
             branches.insert(0, root);
         }
+        let images = request.images.iter().zip(staged);
         Ok(Staged {
-            manifest: staged.image.manifest,
+            images: images
+                .map(|(image, staged)| RecordedImage {
+                    image: image.source.to_string(),
+                    manifest: staged.image.manifest,
+                })
+                .collect(),
             backend: chosen.for_volume(branches.len(), request.read_only),
             branches,
-            form: staged.form,
-            lease: staged.lease,
+            form,
+            leases,
         })
     }
 
@@ -450,7 +471,7 @@ impl Volumes {
 
 pub(super) fn published(record: VolumeRecord) -> Published {
     Published {
-        manifest: record.manifest,
+        images: record.images,
         backend: record.plan.backend,
         branches: record.branches.len(),
         existed: false,

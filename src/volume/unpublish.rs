@@ -136,8 +136,10 @@ impl Volumes {
         }
         self.counted.forget(&dir.join("upper"));
         // The end of its use; the image may be looked at as soon as the record is gone.
-        if let Err(error) = self.store.touch(&record.manifest) {
-            tracing::warn!(error = %Chain(&error), "the image looks less used than it is");
+        for image in &record.images {
+            if let Err(error) = self.store.touch(&image.manifest) {
+                tracing::warn!(error = %Chain(&error), "the image looks less used than it is");
+            }
         }
         self.remove_dir_tree(dir)
     }

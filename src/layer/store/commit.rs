@@ -166,5 +166,11 @@ pub(super) fn remove_uncommitted(store: &Store) -> Result<(), StoreError> {
             store.put_image(&image, false)?;
         }
     }
+    for stack in store.stacks()? {
+        let lost = |id: &BranchId| matches!(store.branch(id), Ok(None));
+        if stack.form.branches.iter().any(lost) {
+            store.remove_stack(&stack)?;
+        }
+    }
     Ok(())
 }

@@ -7,7 +7,7 @@
 //! record is gone. What a kill leaves between any two steps is found by the next
 //! collection ([`Removal::residue`]) or start.
 
-use super::records::{IndexRecord, ReferenceRecord};
+use super::records::{IndexRecord, ReferenceRecord, StackRecord};
 use super::{BranchId, Held, ImageRecord, Store, StoreError, read_json, remove_directory, unique};
 use crate::layer::steps;
 use std::collections::BTreeSet;
@@ -103,6 +103,14 @@ impl Removal<'_> {
             let record = read_json::<IndexRecord>(&path);
             if matches!(record, Ok(Some(record)) if leads(&record.manifest)) {
                 steps::before("remove an index of an image");
+                self.unlink(&path)?;
+            }
+        }
+        for name in self.store.names("images", ".stack.json")? {
+            let path = dir.join(format!("{name}.stack.json"));
+            let record = read_json::<StackRecord>(&path);
+            if matches!(record, Ok(Some(record)) if record.manifests.iter().any(|it| leads(it))) {
+                steps::before("remove the record of several images");
                 self.unlink(&path)?;
             }
         }

@@ -1,7 +1,7 @@
 //! Who needs which image and which branch: the one place where that is listed.
 //! Whatever else is to keep something in the store is to be added here.
 
-use super::super::record::{self, RECORD_VERSION, VolumeRecord};
+use super::super::record::{self, RECORD_VERSION, RecordedImage, VolumeRecord};
 use super::super::{VolumeError, Volumes};
 use super::shown::branches_in;
 use crate::chain::Chain;
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 struct Pin {
     version: u32,
     volume_id: String,
-    manifest: String,
+    images: Vec<RecordedImage>,
     branches: Vec<BranchId>,
 }
 
@@ -161,7 +161,7 @@ impl Volumes {
             match pin(&dir) {
                 Ok(Some(pin)) => needs.push(Need {
                     who: format!("volume {}", pin.volume_id),
-                    images: BTreeSet::from([pin.manifest]),
+                    images: pin.images.into_iter().map(|image| image.manifest).collect(),
                     branches: pin.branches.into_iter().collect(),
                 }),
                 Ok(None) => {}
@@ -175,7 +175,13 @@ impl Volumes {
             branches: branches.clone(),
         }));
         let store = &self.store;
+        let stacks = store.stacks().map_err(VolumeError::Store)?;
         let images = store.images().map_err(VolumeError::Store)?;
+        let of_images: BTreeSet<BranchId> = images
+            .iter()
+            .flat_map(|image| image.sealed.values())
+            .flat_map(|form| form.branches.iter().cloned())
+            .collect();
         let references = match known {
             Some(_) => Vec::new(),
             None => store.references().map_err(VolumeError::Store)?,
@@ -200,10 +206,14 @@ impl Volumes {
                 .map(|image| Image {
                     names: names(&image.manifest),
                     used: store.last_use(&image),
-                    branches: image
-                        .sealed
-                        .into_values()
-                        .flat_map(|form| form.branches)
+                    // What was made for several images goes with the uppermost.
+                    branches: stacks
+                        .iter()
+                        .filter(|stack| stack.manifests.first() == Some(&image.manifest))
+                        .flat_map(|stack| stack.form.branches.iter())
+                        .filter(|id| !of_images.contains(*id))
+                        .cloned()
+                        .chain(image.sealed.into_values().flat_map(|form| form.branches))
                         .collect(),
                     manifest: image.manifest,
                 })
