@@ -3,6 +3,7 @@
 
 mod credentials;
 mod node;
+pub mod policy;
 mod pull;
 
 pub use credentials::{CommandCredentialArgs, NodeCredentialArgs};
@@ -14,6 +15,7 @@ use crate::stage::StageOptions;
 use crate::telemetry::{LogFormat, LogLevel, LogLevelError};
 use crate::volume::{PullOptions, VolumeOptions};
 use clap::builder::BoolishValueParser;
+use policy::PolicyFault;
 use std::path::{Component, PathBuf};
 
 /// Where a node keeps its store.
@@ -83,6 +85,14 @@ pub enum ConfigFault {
     /// A pattern of images that pods may name cannot be read.
     #[error("cannot read --allow-registry")]
     Pattern(#[source] AllowError),
+    /// The policy file is wrong.
+    #[error("the policy file {file}", file = file.display())]
+    Policy {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: PolicyFault,
+    },
     /// There is no name in the credentials; they are not shown.
     #[error("--creds has no name before the colon; write USER[:PASSWORD]")]
     Creds,
@@ -260,6 +270,20 @@ impl StoreArgs {
     }
 }
 
+/// An `SELinux` context; an empty one is none.
+pub(crate) fn label(text: Option<String>, faults: &mut Vec<ConfigFault>) -> Option<String> {
+    let text = text.filter(|text| !text.is_empty())?;
+    if !crate::union::is_label(&text) {
+        faults.push(ConfigFault::Value {
+            option: "--selinux-context",
+            value: text,
+            expected: "an SELinux context such as system_u:object_r:container_file_t:s0",
+        });
+        return None;
+    }
+    Some(text)
+}
+
 /// An absolute path in its shortest form, so that others compare with it.
 fn directory(
     option: &'static str,
@@ -331,6 +355,8 @@ mod tests {
             no_registration: false,
             http_address: "localhost:http".to_owned(),
             no_events: false,
+            policy: None,
+            selinux_context: Some("a b".to_owned()),
             kubeconfig: Some(PathBuf::from("kubeconfig")),
             credentials: NodeCredentialArgs {
                 registry_credentials: Some(PathBuf::from("config.json")),
@@ -352,6 +378,7 @@ mod tests {
                 "--node-id is missing; give the node's name, spec.nodeName of the plugin's pod",
                 "--allow-local-images \"images\" is not an absolute path without ..",
                 "--union is \"btrfs\"; it must be auto, aufs or overlay",
+                "--selinux-context is \"a b\"; it must be an SELinux context such as system_u:object_r:container_file_t:s0",
                 "--registration-dir \"/plugins/../registry\" is not an absolute path without ..",
                 "--http-address is \"localhost:http\"; it must be an IP address and a port, such as 127.0.0.1:9809 or [::]:9809, or empty",
                 "--kubeconfig \"kubeconfig\" is not an absolute path without ..",

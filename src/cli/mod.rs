@@ -26,6 +26,7 @@ use crate::image::platform::PlatformError;
 use crate::image::reference::ReferenceError;
 use crate::probes::BindError;
 use crate::telemetry;
+use crate::volume::attributes::AttributeError;
 use crate::volume::{PullOptions, VolumeError, VolumeOptions, Volumes};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
@@ -86,6 +87,9 @@ pub enum CliError {
     /// The platform cannot be read.
     #[error("cannot read --platform")]
     Platform(#[source] PlatformError),
+    /// The directory inside an image cannot be read.
+    #[error("cannot read --sub-path")]
+    SubPath(#[source] AttributeError),
     /// The target of a mount is missing or cannot be reached.
     #[error("cannot use the target {}", path.display())]
     Target {
@@ -159,6 +163,7 @@ impl CliError {
             CliError::Configuration(_)
             | CliError::Image(_)
             | CliError::Platform(_)
+            | CliError::SubPath(_)
             | CliError::TargetName { .. }
             | CliError::Terminal => exit::USAGE,
             CliError::Target { source, .. } => match source.kind() {
@@ -236,7 +241,13 @@ impl Cli {
                     _ => Err(CliError::Configuration(faults)),
                 }
             }
-            Command::Check(args) => check::run(opened(common, faults), &args),
+            Command::Check(args) => {
+                args.check_policy(&mut faults);
+                if !faults.is_empty() {
+                    return Err(CliError::Configuration(faults));
+                }
+                check::run(opened(common, faults), &args)
+            }
             Command::Stage(args) => {
                 let pull = args
                     .registries
@@ -245,11 +256,12 @@ impl Cli {
                 stage::run(&pulling(common, pull, faults)?, &args)
             }
             Command::Mount(args) => {
+                let label = config::label(args.selinux_context.clone(), &mut faults);
                 let pull = args
                     .registries
                     .clone()
                     .options(&config::environment, &mut faults);
-                mount::run(&pulling(common, pull, faults)?, &args)
+                mount::run(&pulling(common, pull, faults)?, &args, label)
             }
             Command::Unmount(args) => unmount::run(&opened(common, faults)?, &args),
             Command::Images(args) => images::run(&opened(common, faults)?, &args),
@@ -272,7 +284,7 @@ fn pulling(
     faults: Vec<ConfigFault>,
 ) -> Result<Volumes, CliError> {
     match (common, pull) {
-        (Some(mut common), Some(pull)) => {
+        (Some(mut common), Some(pull)) if faults.is_empty() => {
             common.store.pull = pull;
             open(common)
         }

@@ -3,7 +3,9 @@
 use super::CliError;
 use crate::chain::Chain;
 use crate::cluster::Events;
+use crate::config::policy::{Follower, Look};
 use crate::config::{CommonConfig, NodeArgs, NodeConfig};
+use crate::csi::policy::{LivePolicy, Policy};
 
 use crate::csi::server::{
     self, LOOK_EVERY, Observers, REPLY_WITHIN, STOP_WITHIN, Settings, Socket,
@@ -32,6 +34,9 @@ const BIND_EVERY: Duration = Duration::from_secs(2);
 /// How often kubelet's directories are looked at for volumes that it has
 /// forgotten, and layers are flushed that a publish has staged.
 const UPKEEP_EVERY: Duration = Duration::from_secs(30);
+/// How often the policy file is read. kubelet itself brings a change of a
+/// ConfigMap within a minute or so.
+const POLICY_EVERY: Duration = Duration::from_secs(3);
 
 /// Serve as the CSI plugin of this node, until SIGTERM or SIGINT
 ///
@@ -108,7 +113,12 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
     };
     // Nobody else sets it.
     let _ = known.set(Arc::clone(&volumes));
-    let topology = examine(&volumes, &node, &observers);
+    let policy = match &node.policy_file {
+        Some((_, file)) => file.over(&node.policy),
+        None => node.policy.clone(),
+    };
+    let topology = examine(&volumes, &policy, &observers);
+    let policy = LivePolicy::from(policy);
     let socket = Socket::bind(&node.socket).await.map_err(CliError::Socket)?;
     tracing::info!(
         socket = %node.socket.display(),
@@ -121,9 +131,18 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
         node.policy.kubelet_root.clone(),
         observers.metrics.clone(),
     )));
+    let _policy = node.policy_file.map(|(follower, _)| {
+        let (flags, live) = (node.policy, policy.clone());
+        Task(tokio::spawn(follow(
+            follower,
+            flags,
+            live,
+            observers.metrics.clone(),
+        )))
+    });
     let settings = Settings {
         node_id: node.node_id,
-        policy: node.policy,
+        policy,
         registration: node.registration,
         topology,
         reply_within: REPLY_WITHIN,
@@ -251,7 +270,7 @@ fn start(
 }
 
 /// What the node can do: for probes, for metrics, and as keys of labels.
-fn examine(volumes: &Volumes, node: &NodeConfig, observers: &Observers) -> Vec<String> {
+fn examine(volumes: &Volumes, policy: &Policy, observers: &Observers) -> Vec<String> {
     let mut topology = Vec::new();
     for (name, works) in volumes.unions() {
         observers.metrics.union_usable(name, works);
@@ -260,13 +279,48 @@ fn examine(volumes: &Volumes, node: &NodeConfig, observers: &Observers) -> Vec<S
         }
     }
     let usable = volumes
-        .can_publish(node.policy.union, &node.policy.kubelet_root)
+        .can_publish(policy.union, &policy.kubelet_root)
         .map_err(|error| Chain(&error).to_string());
     if let Err(why) = &usable {
         tracing::error!(why, "volumes cannot be published on this node");
     }
     observers.health.tested(usable);
     topology
+}
+
+/// Lets what the policy file says hold as soon as it changes. One that cannot be
+/// read is refused: what an operator wrote is not guessed at.
+async fn follow(mut follower: Follower, flags: Policy, live: LivePolicy, metrics: Metrics) {
+    let mut ticks = tokio::time::interval(POLICY_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let file = follower.path().display().to_string();
+        let look;
+        (follower, look) = blocking(move || {
+            let look = follower.look();
+            (follower, look)
+        })
+        .await;
+        match look {
+            Look::Same => {}
+            Look::Changed(policy) => {
+                live.replace(policy.over(&flags));
+                metrics.policy_reloaded("applied");
+                tracing::info!(file, "the policy has changed");
+            }
+            Look::Refused(faults) => {
+                metrics.policy_reloaded("refused");
+                for fault in &faults {
+                    tracing::error!(
+                        file,
+                        fault = %Chain(fault),
+                        "the policy is refused, and the one before holds on"
+                    );
+                }
+            }
+        }
+    }
 }
 
 /// Looks after volumes from time to time, for as long as the plugin serves.

@@ -112,6 +112,7 @@ struct All {
     pull_retries: Family<One, Counter>,
     downloads: Family<One, Gauge>,
     events: Family<One, Counter>,
+    policy_reloads: Family<One, Counter>,
 }
 
 impl Default for Metrics {
@@ -184,6 +185,12 @@ impl Default for Metrics {
             "Events on pods by what became of them: sent, limited, dropped, refused or failed",
             Family::clone(&events),
         );
+        let policy_reloads = Family::default();
+        own.register(
+            "policy_reloads",
+            "Changes of the policy file by what became of them: applied or refused",
+            Family::clone(&policy_reloads),
+        );
         let pulls = Family::default();
         own.register(
             "pulls",
@@ -236,6 +243,7 @@ impl Default for Metrics {
             pull_retries,
             downloads,
             events,
+            policy_reloads,
         }))
     }
 }
@@ -317,6 +325,14 @@ impl Metrics {
     pub fn event(&self, outcome: &'static str) {
         self.0
             .events
+            .get_or_create(&[("outcome", outcome.to_owned())])
+            .inc();
+    }
+
+    /// The policy file has changed, and holds or was refused.
+    pub fn policy_reloaded(&self, outcome: &'static str) {
+        self.0
+            .policy_reloads
             .get_or_create(&[("outcome", outcome.to_owned())])
             .inc();
     }

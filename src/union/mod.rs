@@ -390,7 +390,7 @@ impl MountPlan {
             return Err(PlanError::Writability);
         }
         if let Some(label) = &self.label
-            && (label.is_empty() || !label.bytes().all(is_label_byte))
+            && !is_label(label)
         {
             return Err(PlanError::Label {
                 label: label.clone(),
@@ -459,6 +459,12 @@ fn check_characters(role: Role, path: &Path) -> Result<(), PlanError> {
         role,
         path: path.to_path_buf(),
     })
+}
+
+/// Whether a text can be an `SELinux` context.
+#[must_use]
+pub fn is_label(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(is_label_byte)
 }
 
 /// Letters of an `SELinux` context; neither a quote nor a backslash, so that it

@@ -71,6 +71,7 @@ impl Volumes {
         let exists = self.check_target(&record.target, true)?;
         record.target_created |= !exists;
         record.plan.xino = Some(self.xino_path(dir)?);
+        record.plan.label = self.label(record.plan.label.as_deref());
         record.state = VolumeState::Returning;
         record.boot = self.store.boot().to_owned();
         record.mount_namespace = self.namespace;

@@ -217,6 +217,25 @@ pub enum VolumeError {
         /// Its id.
         volume_id: String,
     },
+    /// The directory inside its images that it is to show cannot be shown.
+    #[error("volume attribute subPath: {sub_path:?} is {what} in the image {image}")]
+    SubPath {
+        /// The directory.
+        sub_path: PathBuf,
+        /// What it is instead.
+        what: &'static str,
+        /// The images, separated by commas.
+        image: String,
+    },
+    /// The directory that a volume shows cannot be given its group.
+    #[error("the volume at {target} cannot be given the group of the pod's fsGroup", target = target.display())]
+    Group {
+        /// The directory.
+        target: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// It is asked for without any image.
     #[error("the volume has no image")]
     NoImage,
@@ -307,6 +326,7 @@ impl VolumeError {
                 _ => ErrorKind::Internal,
             },
             VolumeError::NoImage
+            | VolumeError::SubPath { .. }
             | VolumeError::TargetMissing { .. }
             | VolumeError::TargetNoDirectory { .. } => ErrorKind::InvalidArgument,
             VolumeError::TargetNotEmpty { .. }
@@ -328,6 +348,10 @@ impl VolumeError {
             | VolumeError::NotCleared { source, .. } => match source.kind() {
                 kind @ (ErrorKind::ResourceExhausted | ErrorKind::Aborted) => kind,
                 _ => ErrorKind::Unavailable,
+            },
+            VolumeError::Group { source, .. } => match Errno::from_io_error(source) {
+                Some(Errno::NOSPC | Errno::DQUOT) => ErrorKind::ResourceExhausted,
+                _ => ErrorKind::Internal,
             },
             VolumeError::Changes { .. }
             | VolumeError::Root { .. }

@@ -143,6 +143,8 @@ pub struct PublishRequest {
     pub union: UnionRequest,
     /// Group that may write to the volume's root directory.
     pub mount_group: Option<u32>,
+    /// `SELinux` label of all files, where the kernel has `SELinux`.
+    pub label: Option<String>,
     /// Everything it was asked for with, to tell the same request from another.
     pub attributes: BTreeMap<String, String>,
     /// Whose it is.
@@ -168,11 +170,23 @@ impl PublishRequest {
             medium: Medium::default(),
             union: UnionRequest::Auto,
             mount_group: None,
+            label: None,
             attributes: BTreeMap::new(),
             owner: Owner::Command,
             pod: None,
         }
     }
+}
+
+/// What there is of a volume that somebody wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing, or not in this way.
+    Unknown,
+    /// It was mounted in this way and is not now, after a reboot for example.
+    Recorded,
+    /// It is mounted in this way: there is nothing to parse, to check or to do.
+    Published,
 }
 
 /// A volume that nobody wants any more.
@@ -212,6 +226,8 @@ pub struct Volumes {
     namespace: u64,
     counted: stats::Counted,
     doubts: upkeep::Doubts,
+    /// Whether this kernel has `SELinux`.
+    selinux: OnceLock<bool>,
 }
 
 impl Volumes {
@@ -250,6 +266,7 @@ impl Volumes {
             namespace,
             counted: stats::Counted::default(),
             doubts: upkeep::Doubts::default(),
+            selinux: OnceLock::new(),
         })
     }
 

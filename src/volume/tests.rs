@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use std::time::Duration;
 
 mod failures;
+mod labels;
 
 /// A node: its directories, and how volumes are asked for.
 struct Node {
