@@ -195,6 +195,27 @@ fn what_is_not_built_yet_is_refused_and_not_ignored() {
     }
 }
 
+/// The same table is put to the policy of `manifests/admission`, in a real API
+/// server.
+#[test]
+fn the_admission_policys_cases_are_judged_as_it_judges_them() {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Case {
+        name: String,
+        accepted: bool,
+        read_only: bool,
+        attributes: BTreeMap<String, String>,
+    }
+    let cases: Vec<Case> =
+        serde_json::from_str(include_str!("../../../e2e/admission/cases.json")).unwrap();
+    assert!(cases.len() > 30);
+    for case in cases {
+        let parsed = Attributes::parse(&case.attributes, case.read_only);
+        assert_eq!(parsed.is_ok(), case.accepted, "{}: {parsed:?}", case.name);
+    }
+}
+
 #[test]
 fn foreign_text_in_an_error_is_short_and_escaped() {
     let long = "k".repeat(1000);
