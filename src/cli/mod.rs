@@ -31,7 +31,7 @@ use crate::volume::{PullOptions, VolumeError, VolumeOptions, Volumes};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -292,19 +292,11 @@ fn pulling(
     }
 }
 
-/// A volume by its id or, if none has that id, by the directory where it is, which
-/// may be written as a person writes it.
-fn named(volumes: &Volumes, text: &str) -> Result<String, CliError> {
-    let list = volumes
-        .list()
-        .map_err(CliError::volume("list", "volumes"))?;
-    if list.iter().any(|volume| volume.volume_id == text) {
-        return Ok(text.to_owned());
-    }
-    // What is no directory is left for the error to name.
-    let directory = Path::new(text).canonicalize().ok();
-    let name = directory.as_deref().and_then(Path::to_str);
-    Ok(name.unwrap_or(text).to_owned())
+/// The id of the volume that a person means: see [`Volumes::meant`].
+fn named(volumes: &Volumes, text: &str, name: Option<&str>) -> Result<String, CliError> {
+    volumes
+        .meant(text, name)
+        .map_err(CliError::volume("find", text))
 }
 
 /// Starts the logs and opens the store.

@@ -11,6 +11,7 @@
 //! images/<id>.ref.json  what a name pointed to last
 //! ingest/<name>/        work in progress, with <name>.lock held by its owner
 //! volumes/<id>/         a volume's record and writable layer
+//! shared/<id>/          a union that read-only volumes share
 //! ```
 //!
 //! Names are 32 hex digits of a sha256, never foreign input. A branch's key is
