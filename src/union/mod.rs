@@ -401,6 +401,25 @@ impl MountPlan {
         check_overlap(option_paths.into_iter().map(|(_, path)| path).collect())
     }
 
+    /// The steps that show a union of this plan that is mounted at `at` already.
+    /// The bind has the flags of that mount.
+    #[must_use]
+    pub fn bound_from(&self, at: &Path) -> Vec<MountStep> {
+        vec![
+            MountStep::Call {
+                at: self.target.clone(),
+                call: MountCall::Bind {
+                    source: at.to_path_buf(),
+                    beneath: self.sub_path.clone(),
+                },
+            },
+            MountStep::VerifyBind {
+                at: self.target.clone(),
+                of: at.to_path_buf(),
+            },
+        ]
+    }
+
     /// Where the union itself is mounted: at the target at once, or at the
     /// staging path first.
     fn union_at(&self) -> &Path {

@@ -217,6 +217,15 @@ pub enum VolumeError {
         /// Its id.
         volume_id: String,
     },
+    /// The union that read-only volumes of this content share is not as it was made.
+    #[error("what is mounted at {at}, which volumes share, is not their union", at = at.display())]
+    Shared {
+        /// Where it should be.
+        at: PathBuf,
+        /// What differs.
+        #[source]
+        source: crate::union::VerifyError,
+    },
     /// The directory inside its images that it is to show cannot be shown.
     #[error("volume attribute subPath: {sub_path:?} is {what} in the image {image}")]
     SubPath {
@@ -244,6 +253,24 @@ pub enum VolumeError {
     NoSuchVolume {
         /// As it was asked for.
         volume: String,
+    },
+    /// A pod has several volumes, and it was not said which.
+    #[error("pod {pod} has several volumes: {volumes}; say which, with --volume NAME or by its id")]
+    SeveralVolumes {
+        /// The pod.
+        pod: String,
+        /// Their names in the pod, with their ids.
+        volumes: String,
+    },
+    /// A pod has no volume of this name.
+    #[error("pod {pod} has no volume {name:?} here; it has {volumes}")]
+    NoVolumeOfPod {
+        /// The pod.
+        pod: String,
+        /// The name.
+        name: String,
+        /// Those that it has.
+        volumes: String,
     },
     /// It was taken down while it was read.
     #[error("volume {volume_id} was unpublished meanwhile, so what was read of it is not whole")]
@@ -340,7 +367,10 @@ impl VolumeError {
             VolumeError::OtherNamespace { .. }
             | VolumeError::Covered { .. }
             | VolumeError::Ended { .. } => ErrorKind::Aborted,
-            VolumeError::NoSuchVolume { .. } | VolumeError::NotThere { .. } => ErrorKind::NotFound,
+            VolumeError::NoSuchVolume { .. }
+            | VolumeError::NoVolumeOfPod { .. }
+            | VolumeError::NotThere { .. } => ErrorKind::NotFound,
+            VolumeError::SeveralVolumes { .. } => ErrorKind::InvalidArgument,
             // Something of the volume is or may be there, be it what the pod wrote,
             // so that kubelet must not forget it: none of the final codes will do.
             VolumeError::NotReturned { source, .. }
@@ -355,6 +385,7 @@ impl VolumeError {
             },
             VolumeError::Changes { .. }
             | VolumeError::Root { .. }
+            | VolumeError::Shared { .. }
             | VolumeError::Residue { .. }
             | VolumeError::Usage { .. } => ErrorKind::Internal,
         }

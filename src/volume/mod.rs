@@ -33,6 +33,7 @@ mod publish;
 mod pulls;
 pub mod record;
 pub mod recover;
+mod shared;
 pub mod stats;
 mod unpublish;
 pub mod upkeep;

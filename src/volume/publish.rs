@@ -3,6 +3,7 @@
 
 use super::pulls::Asker;
 use super::record::{self, RECORD_VERSION, RecordedImage, VolumeRecord, VolumeState};
+use super::shared;
 use super::unpublish::Target;
 use super::{
     PublishRequest, Published, Standing, VolumeError, Volumes, canonical, lock::VolumeLock,
@@ -206,10 +207,10 @@ impl Volumes {
     ) -> Result<Published, VolumeError> {
         let exists = self.check_target(&target, request.create_target)?;
         // Branches must not be collected between being staged and being pinned.
-        let shared = self.store.lock_shared().map_err(VolumeError::Store)?;
+        let held = self.store.lock_shared().map_err(VolumeError::Store)?;
         let label = self.label(request.label.as_deref());
-        let staged = self.stage_for(request, None, request.union, progress, &shared)?;
-        let plan = MountPlan {
+        let staged = self.stage_for(request, None, request.union, progress, &held)?;
+        let mut plan = MountPlan {
             backend: staged.backend,
             branches: staged
                 .branches
@@ -226,8 +227,10 @@ impl Volumes {
             sub_path: request.sub_path.clone(),
             read_only: request.read_only,
             label,
-            xino: Some(self.xino_path(dir)?),
+            xino: None,
         };
+        let shared = shared::id_of(&plan, request.owner);
+        plan.xino = Some(self.xino_of(dir, shared.as_deref())?);
         let mut record = VolumeRecord {
             version: RECORD_VERSION,
             volume_id: request.volume_id.clone(),
@@ -243,6 +246,7 @@ impl Volumes {
             attributes: request.attributes.clone(),
             plan,
             aufs_id: None,
+            shared,
             boot: self.store.boot().to_owned(),
             mount_namespace: self.namespace,
             created: crate::layer::store::now(),
@@ -369,6 +373,11 @@ impl Volumes {
                 _ => {}
             }
         }
+        if let Some(shared) = record.shared.clone() {
+            self.mount_shared(dir, record, &shared)?;
+            record.state = VolumeState::Mounted;
+            return record::write(dir, record).map_err(VolumeError::Store);
+        }
         make_dir(&record.plan.staging, 0o700)?;
         let mounted = union::mount(self.host.as_ref(), &record.plan, &self.probe()?.features())
             .map_err(|error| of_mount(error, record))?;
@@ -477,7 +486,7 @@ fn give_group(directory: &Path, group: u32) -> io::Result<()> {
 }
 
 /// A failed mount in the words of whoever asked for it.
-fn of_mount(error: MountError, record: &VolumeRecord) -> VolumeError {
+pub(super) fn of_mount(error: MountError, record: &VolumeRecord) -> VolumeError {
     match error {
         MountError::SubPath { sub_path, what } => {
             let images = record.images.iter().map(|image| image.image.as_str());

@@ -47,6 +47,9 @@ async fn a_volume_that_breaks_a_rule_is_refused_by_its_name_and_nothing_is_done(
         assert_eq!(status.code(), code, "{status}");
         let expected = format!("policy rule {rule}: ");
         assert!(status.message().starts_with(&expected), "{status}");
+        // Its author hears of it, too.
+        let told = server.heard.lines();
+        assert!(told.last().unwrap().contains(&expected), "{told:?}");
     }
     assert_eq!(server.fake.calls(), [""; 0]);
     let good = [("image", "good.example/app:1")];
