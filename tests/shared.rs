@@ -187,3 +187,33 @@ fn pods_that_come_and_go_at_once_always_see_their_image() {
     });
     is_clear(&node);
 }
+
+#[test]
+fn a_label_is_given_exactly_where_the_kernel_knows_labels() {
+    const LABEL: &str = "system_u:object_r:container_file_t:s0";
+    let filesystems = fs::read_to_string("/proc/filesystems").unwrap();
+    let has_selinux = filesystems
+        .split_whitespace()
+        .any(|name| name == "selinuxfs");
+    let node = TestNode::new();
+    let one = node.image("one", &layers()[..1]);
+    let two = node.image("two", &layers());
+    for (id, image, read_only) in [
+        ("bind", &one, true),
+        ("union", &two, true),
+        ("writable", &one, false),
+    ] {
+        let request = PublishRequest {
+            label: Some(LABEL.to_owned()),
+            read_only,
+            ..request(&node, image, id)
+        };
+        publish(&node, &request);
+        let entry = LinuxHost.mount_at(&node.target(id)).unwrap().unwrap();
+        assert_eq!(entry.option("context").is_some(), has_selinux, "{id}");
+        assert_eq!(node.record(id).plan.label.is_some(), has_selinux, "{id}");
+        assert_eq!(fs::read(node.target(id).join("d/kept")).unwrap(), b"y");
+        unpublish(&node, id);
+    }
+    is_clear(&node);
+}

@@ -76,6 +76,24 @@ fn every_key_is_read() {
     }
 }
 
+#[test]
+fn the_reference_shows_every_key() {
+    let text = include_str!("../../../docs/policy.md");
+    let (_, rest) = text.split_once("```yaml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let shown = parse(example);
+    assert_eq!(shown.max_images, Some(8));
+    for key in KEYS {
+        assert!(
+            example.contains(&format!("\n{key}:")) || example.starts_with(key),
+            "{key}"
+        );
+    }
+    for key in SIZE_KEYS.iter().chain(&GC_KEYS) {
+        assert!(example.contains(&format!("\n  {key}:")), "{key}");
+    }
+}
+
 fn flags() -> Policy {
     Policy {
         kubelet_root: PathBuf::from("/var/lib/kubelet"),
