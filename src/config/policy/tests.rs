@@ -162,7 +162,10 @@ fn what_the_file_says_of_collection_wins_over_the_flags() {
         }
     );
     let names: Vec<String> = whole.prefetch.iter().map(Source::to_string).collect();
-    assert_eq!(names, ["registry.example/app:1", "oci:/srv/images/base"]);
+    assert_eq!(
+        names,
+        ["docker://registry.example/app:1", "oci:/srv/images/base"]
+    );
     // One of two from the file never contradicts the other from a flag.
     for (text, high, low, young, old) in [
         ("gc: {high: 60}", 60, 60, 1, 100),
