@@ -35,6 +35,7 @@ mod ingest;
 mod lease;
 mod records;
 mod removal;
+mod stacks;
 #[cfg(test)]
 mod tests;
 
@@ -42,10 +43,10 @@ pub use ingest::Ingest;
 pub use lease::{Held, Lease};
 pub(crate) use records::hex;
 pub use records::{
-    BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StackRecord,
-    StoredAttrs,
+    BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StoredAttrs,
 };
 pub use removal::{Collecting, Removal};
+pub use stacks::StackRecord;
 
 use crate::layer::steps;
 use crate::layer::tree::metadata::hand_down_nothing;

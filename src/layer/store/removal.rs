@@ -7,8 +7,11 @@
 //! record is gone. What a kill leaves between any two steps is found by the next
 //! collection ([`Removal::residue`]) or start.
 
-use super::records::{IndexRecord, ReferenceRecord, StackRecord};
-use super::{BranchId, Held, ImageRecord, Store, StoreError, read_json, remove_directory, unique};
+use super::records::{IndexRecord, ReferenceRecord};
+use super::{
+    BranchId, Held, ImageRecord, StackRecord, Store, StoreError, read_json, remove_directory,
+    unique,
+};
 use crate::layer::steps;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
