@@ -143,11 +143,10 @@ impl Volumes {
                     round.freed += freed;
                 }
             }
-            // What was to go went; whether it was enough is measured.
-            if !goes || aim == Aim::All {
-                break;
-            }
-            if let Aim::Room(_) = aim {
+            // Whether it was enough is measured; and what was made for several images
+            // is nobody's once one of them is gone. But who needs room has some now,
+            // and below the low mark he would get all in the next round.
+            if !goes || matches!(aim, Aim::Room(_)) {
                 break;
             }
         }

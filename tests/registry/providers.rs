@@ -160,7 +160,7 @@ async fn what_is_prefetched_comes_with_the_nodes_credentials_and_stays() {
     let mut volume = site.kubelet.volume(&image);
     site.ready(&mut volume).await;
     pushed.is_at("prefetched", &volume);
-    site.end(volume).await;
+    site.kubelet.delete(&mut volume).await;
     // When the plugin ends, so does its list.
     let Site { node, driver, .. } = site;
     drop(driver);

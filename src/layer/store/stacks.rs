@@ -40,6 +40,7 @@ impl Store {
     /// Writes or replaces what several images are as one.
     pub fn put_stack(&self, record: &StackRecord) -> Result<(), StoreError> {
         let key = StackRecord::key(&record.format, &record.manifests);
+        let _commits = self.lock_commits()?;
         write_json(&self.image_file(&key, ".stack.json"), record, false)
     }
 
