@@ -84,10 +84,19 @@ e2e-node-aufs: release ## The same on real AUFS: make e2e-node-aufs AUFS_KERNEL=
 	AUFS_KERNEL='$(AUFS_KERNEL)' E2E_DRIVER=$(STATIC) e2e/node/vm.sh $(CASES)
 
 .PHONY: release
-release: ## One static binary, in target/<triple>/release
+release: ## One static binary, in target/<triple>/release; ARCH=amd64|arm64 for another machine's
 	scripts/setup.sh build
-	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked --bin aufs-csi --target $(HOST)
-	scripts/static.sh $(STATIC)
+	CARGO='$(CARGO)' scripts/release.sh $(ARCH)
+
+.PHONY: image
+image: ## The container image, from scratch, as an archive in target/image; ARCH=amd64|arm64
+	scripts/setup.sh image
+	CARGO='$(CARGO)' scripts/image.sh $(ARCH)
+
+.PHONY: test-image
+test-image: ## That image: size, labels, files, SBOM, that it runs, and that a second build equals it
+	scripts/setup.sh test
+	archive=$$(CARGO='$(CARGO)' scripts/image.sh $(ARCH)); scripts/test-image.sh "$$archive"
 
 .PHONY: clean
 clean: ## Remove what was built, the tools of the checks included
