@@ -4,10 +4,12 @@
 mod credentials;
 mod node;
 mod pull;
+mod purge;
 
 pub use credentials::{CommandCredentialArgs, NodeCredentialArgs};
 pub use node::{NodeArgs, NodeConfig};
 pub use pull::PullArgs;
+pub use purge::PurgeArgs;
 
 use crate::image::registry::AllowError;
 use crate::stage::StageOptions;
@@ -332,6 +334,7 @@ mod tests {
             http_address: "localhost:http".to_owned(),
             no_events: false,
             kubeconfig: Some(PathBuf::from("kubeconfig")),
+            startup_taint: None,
             credentials: NodeCredentialArgs {
                 registry_credentials: Some(PathBuf::from("config.json")),
                 ..NodeCredentialArgs::default()

@@ -2,8 +2,10 @@
 
 use super::CliError;
 use super::output::{self, Output, OutputArgs};
+use super::stage::Union;
 use crate::volume::Volumes;
 use crate::volume::check::{CheckReport, Verdict};
+use clap::builder::BoolishValueParser;
 use std::io::{self, Write};
 
 /// Say whether volumes can be published on this node, and how
@@ -13,13 +15,30 @@ use std::io::{self, Write};
 /// published, 1 if not.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Which union filesystem must work: with auto, any.
+    #[arg(
+        long,
+        env = "AUFS_CSI_UNION",
+        hide_env_values = true,
+        value_enum,
+        default_value = "auto"
+    )]
+    union: Union,
+    /// End with exit code 0 whatever is found, for where only the report counts.
+    #[arg(
+        long,
+        env = "AUFS_CSI_REPORT_ONLY",
+        hide_env_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    report_only: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
 
 pub(super) fn run(opened: Result<Volumes, CliError>, args: &Args) -> Result<(), CliError> {
     let report = match opened {
-        Ok(volumes) => volumes.check(),
+        Ok(volumes) => volumes.check(args.union.into()),
         // It is asked for just in order to hear such things.
         Err(CliError::Open { source, .. }) => CheckReport::of_unopened(&source),
         Err(error) => return Err(error),
@@ -28,7 +47,7 @@ pub(super) fn run(opened: Result<Volumes, CliError>, args: &Args) -> Result<(), 
         Output::Json => output::json(&report)?,
         Output::Text => output::to_stdout(|out| text(out, &report))?,
     }
-    if report.is_usable() {
+    if report.is_usable() || args.report_only {
         Ok(())
     } else {
         Err(CliError::Unusable)

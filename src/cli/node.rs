@@ -2,7 +2,8 @@
 
 use super::CliError;
 use crate::chain::Chain;
-use crate::cluster::Events;
+use crate::cluster::{Events, StartupTaint};
+use crate::csi::health::Health;
 use crate::config::{CommonConfig, NodeArgs, NodeConfig};
 
 use crate::csi::server::{
@@ -121,6 +122,10 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
         node.policy.kubelet_root.clone(),
         observers.metrics.clone(),
     )));
+    let _taint = startup_taint(&node).map(|taint| {
+        let health = observers.health.clone();
+        Task(tokio::spawn(keep_off(taint, health)))
+    });
     let settings = Settings {
         node_id: node.node_id,
         policy: node.policy,
@@ -140,7 +145,7 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
 /// Events on pods, if they can be sent. Volumes do not depend on them, so the
 /// plugin serves without.
 fn events(node: &NodeConfig, metrics: &Metrics) -> Events {
-    let Some(place) = &node.api_server else {
+    let Some(place) = &node.events else {
         tracing::info!("no events on pods: not in a cluster, or not wanted");
         return Events::off();
     };
@@ -148,6 +153,28 @@ fn events(node: &NodeConfig, metrics: &Metrics) -> Events {
         tracing::error!(error = %Chain(&error), "no events on pods; --no-events means so");
         Events::off()
     })
+}
+
+/// The taint that keeps pods away until the plugin is ready, if there is one.
+fn startup_taint(node: &NodeConfig) -> Option<StartupTaint> {
+    let (key, place) = node.startup_taint.as_ref()?;
+    match StartupTaint::new(place, &node.node_id, key) {
+        Ok(taint) => Some(taint),
+        Err(error) => {
+            tracing::error!(error = %Chain(&error), "the startup taint stays on this node");
+            None
+        }
+    }
+}
+
+/// Takes the taint off whenever the plugin has become ready: a node that joins
+/// anew, with the same plugin, has it again.
+async fn keep_off(mut taint: StartupTaint, health: Health) {
+    loop {
+        health.ready().await;
+        taint.remove().await;
+        health.registration_said().await;
+    }
 }
 
 /// A task that ends when it is not wanted any more.

@@ -27,11 +27,13 @@
 
 mod commit;
 mod ingest;
+mod purge;
 mod records;
 #[cfg(test)]
 mod tests;
 
 pub use ingest::Ingest;
+pub(crate) use purge::remove_empty;
 pub(crate) use records::hex;
 pub use records::{
     BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StoredAttrs,

@@ -116,6 +116,21 @@ pub enum VolumeError {
         /// Why not.
         source: Box<VolumeError>,
     },
+    /// The plugin still serves, and would go on using what is removed.
+    #[error("the plugin runs: {socket} answers; uninstall it first", socket = socket.display())]
+    PluginRuns {
+        /// One of its sockets.
+        socket: PathBuf,
+    },
+    /// There are volumes, or mounts of ours.
+    #[error(
+        "still in use: {}; delete these pods, or unmount these volumes, then try again",
+        what.join(", ")
+    )]
+    StillInUse {
+        /// Each of them, in words.
+        what: Vec<String>,
+    },
     /// A path cannot be used.
     #[error("cannot use {target}", target = target.display())]
     Target {
@@ -314,7 +329,9 @@ impl VolumeError {
             | VolumeError::ReadOnly { .. } => ErrorKind::FailedPrecondition,
             VolumeError::OtherRequest { .. } => ErrorKind::AlreadyExists,
             // Another process has to let go first, and may.
-            VolumeError::OtherNamespace { .. }
+            VolumeError::PluginRuns { .. }
+            | VolumeError::StillInUse { .. }
+            | VolumeError::OtherNamespace { .. }
             | VolumeError::Covered { .. }
             | VolumeError::Ended { .. } => ErrorKind::Aborted,
             VolumeError::NoSuchVolume { .. } | VolumeError::NotThere { .. } => ErrorKind::NotFound,

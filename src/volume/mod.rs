@@ -16,6 +16,7 @@
 //! pulls       images from registries, for volumes and commands
 //! pods        kubelet's directories
 //! recover     records × mount table → what has to be put right (pure)
+//! purge       the end of everything on this node
 //! upkeep      doing that, at the start and from time to time
 //! stats       how full a volume is
 //! ```
@@ -31,6 +32,7 @@ pub mod lock;
 pub mod pods;
 mod publish;
 mod pulls;
+pub mod purge;
 pub mod record;
 pub mod recover;
 pub mod stats;
