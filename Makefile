@@ -75,9 +75,34 @@ sanity: release ## The CSI project's own tests against the released program (mou
 	e2e/sanity/run.sh build
 	$(AS_ROOT) e2e/sanity/run.sh test $(STATIC)
 
+.PHONY: chart
+chart: release ## The chart: lint, tests of what it renders, alerts, dashboard, manifests (as root)
+	scripts/setup.sh chart
+	helm=$$(scripts/helm.sh) promtool=$$(scripts/promtool.sh); \
+	    "$$helm" lint --strict charts/aufs-csi && \
+	    (cd charts/tests && "$$promtool" test rules alerts.yaml) && \
+	    (cd charts/tests && $(AS_ROOT) env HELM="$$helm" AUFS_CSI='$(abspath $(STATIC))' python3 -B -m unittest)
+	scripts/manifests.sh --check
+
+.PHONY: manifests
+manifests: ## Render manifests/ from the chart
+	scripts/setup.sh chart
+	scripts/manifests.sh
+
+.PHONY: e2e-api
+e2e-api: ## Chart, manifests and the documentation's YAML before a real API server (as root)
+	scripts/setup.sh chart
+	$(AS_ROOT) e2e/api/run.sh
+
 .PHONY: e2e-node
 e2e-node: release ## Pods on a real kubelet and API server on this machine (as root)
 	E2E_DRIVER=$(STATIC) e2e/node/run.sh $(CASES)
+
+.PHONY: e2e-chart
+e2e-chart: release ## The same with the plugin from its image by the chart: install, upgrade, drain, uninstall (as root)
+	scripts/setup.sh image
+	E2E_INSTALL=chart E2E_DRIVER=$(STATIC) E2E_IMAGE=$$(IMAGE_PROGRAM=$(STATIC) scripts/image.sh) \
+	    e2e/node/run.sh $(CASES)
 
 .PHONY: e2e-node-aufs
 e2e-node-aufs: release ## The same on real AUFS: make e2e-node-aufs AUFS_KERNEL=path/to/bzImage

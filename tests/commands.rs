@@ -375,7 +375,8 @@ fn purge_names_what_is_in_use_and_touches_nothing() {
     // Somebody's mount in the store: its files are not ours to remove.
     let theirs = place.target("theirs");
     fs::write(theirs.join("precious"), "").unwrap();
-    let inside = place.path("store/ingest");
+    let mut branches = fs::read_dir(place.path("store/diff")).unwrap();
+    let inside = branches.next().unwrap().unwrap().path();
     bind(&theirs, &inside);
     let (code, text) = place.code(&purge);
     assert_eq!(code, 75, "{text}");

@@ -453,6 +453,8 @@ no_containers() { [[ -z $(ctr -a "$CONTAINERD" -n k8s.io tasks list -q) ]]; }
 
 # ---- running them --------------------------------------------------------
 
+plugin_log() { tail -n "${2:-25}" "$E2E_LOGS/driver.log"; }
+
 # What helps to see why a case failed.
 tell() {
     echo "--- pods and events"
@@ -462,7 +464,7 @@ tell() {
     echo "--- what is there"
     leftovers
     echo "--- the plugin's log"
-    tail -n 25 "$E2E_LOGS/driver.log" 2>&1
+    plugin_log --tail 25 2>&1
     echo "--- kubelet's log"
     grep -E '^[EW]' "$E2E_LOGS/kubelet.log" | grep -E 'csi|[Vv]olume|[Mm]ount|pod=' | tail -n 15
     echo "---"

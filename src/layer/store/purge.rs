@@ -13,6 +13,8 @@ use std::path::Path;
 const FIRST: [&str; 4] = ["images", "pulls", "access", "layers"];
 /// Its existence makes the directory a store, so it goes last.
 const LAST: &str = "store.json";
+/// The filesystem's own, where the store has one to itself.
+const THEIRS: &str = "lost+found";
 
 impl Store {
     /// Removes the store with everything in it, whatever its name, for the
@@ -29,7 +31,7 @@ impl Store {
             let name = entry
                 .map_err(StoreError::io("list", &self.root))?
                 .file_name();
-            if name != LAST && !names.contains(&name) {
+            if name != LAST && name != THEIRS && !names.contains(&name) {
                 names.push(name);
             }
         }
