@@ -104,6 +104,11 @@ e2e-chart: release ## The same with the plugin from its image by the chart: inst
 	E2E_INSTALL=chart E2E_DRIVER=$(STATIC) E2E_IMAGE=$$(IMAGE_PROGRAM=$(STATIC) scripts/image.sh) \
 	    e2e/node/run.sh $(CASES)
 
+.PHONY: e2e-kind
+e2e-kind: release ## A cluster of two nodes by kind, where a Docker engine runs; KIND_NODE_IMAGE=…
+	scripts/setup.sh image
+	archive=$$(IMAGE_PROGRAM=$(STATIC) scripts/image.sh); PROGRAM=$(abspath $(STATIC)) e2e/kind/run.sh "$$archive"
+
 .PHONY: e2e-node-aufs
 e2e-node-aufs: release ## The same on real AUFS: make e2e-node-aufs AUFS_KERNEL=path/to/bzImage
 	AUFS_KERNEL='$(AUFS_KERNEL)' E2E_DRIVER=$(STATIC) e2e/node/vm.sh $(CASES)
