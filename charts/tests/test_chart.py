@@ -202,7 +202,7 @@ class Values(unittest.TestCase):
 
     def test_check(self):
         self.assertNotIn("--report-only", render({"check": {"mode": "Refuse"}}).container("check")["args"])
-        self.assertNotIn("initContainers", render({"check": {"mode": "Off"}}).pod)
+        self.assertNotIn("initContainers", render({"check": {"mode": "Skip"}}).pod)
         resources = {"limits": {"memory": "1Gi"}}
         self.assertEqual(render({"check": {"resources": resources}}).container("check")["resources"], resources)
 

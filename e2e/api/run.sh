@@ -93,7 +93,7 @@ check() {
 render() { "$HELM" template aufs-csi charts/aufs-csi --namespace team --kube-version 1.36.2 "$@"; }
 
 render | check default
-for switches in aufsOnly.enabled=true check.mode=Off hostNetwork=false networkPolicy.enabled=true \
+for switches in aufsOnly.enabled=true check.mode=Skip hostNetwork=false networkPolicy.enabled=true \
     events.enabled=false startupTaint.enabled=true openshift.scc.enabled=true \
     policy.content.x=1 localImages='{/srv/images}' \
     registries.credentialsSecret=s,registries.caConfigMap=c \

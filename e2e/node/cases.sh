@@ -117,8 +117,15 @@ published() {
         END { print sum + 0 }'
 }
 
-# What is there of volumes although there are no pods. Prints it.
+# What is there of volumes although there are no pods. Prints it. A pod in which
+# the plugin runs has to be there.
 leftovers() {
+    local own
+    own=$(plugin_pods)
+    all_leftovers | if [[ -n $own ]]; then grep -vE "/pods/(${own// /|})(/|$)" || true; else cat; fi
+}
+plugin_pods() { :; }
+all_leftovers() {
     find "$STORE/volumes" "$STORE/ingest" -mindepth 1 -maxdepth 1 2>/dev/null
     find "$RUN/xino" -mindepth 1 2>/dev/null
     find "$KUBELET/pods" -mindepth 1 -maxdepth 1

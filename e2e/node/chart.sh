@@ -59,6 +59,7 @@ is_running() {
 }
 plugin_log() { kubectl -n "$NAMESPACE" logs "daemonset/$RELEASE-node" --all-containers "$@"; }
 
+plugin_pods() { kubectl -n "$NAMESPACE" get pods -o 'jsonpath={.items[*].metadata.uid}' 2>/dev/null || true; }
 plugin_pod() { kubectl -n "$NAMESPACE" get pods -l app.kubernetes.io/component=node -o 'jsonpath={.items[*].metadata.name}'; }
 plugin_image() { kubectl -n "$NAMESPACE" get pods -l app.kubernetes.io/component=node -o 'jsonpath={.items[*].spec.containers[0].image}'; }
 # plugin_process: the plugin's process, as this namespace sees it.
