@@ -17,7 +17,6 @@ use aufs_csi::stage::StageOptions;
 use aufs_csi::union::probe::UnionRequest;
 use aufs_csi::union::{Features, MountPlan, MountStep};
 use aufs_csi::volume::{Owner, PublishRequest, VolumeOptions, Volumes};
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -64,9 +63,11 @@ fn compare() -> Result<ExitCode> {
             root: base.join("store"),
             run_dir: base.join("run"),
             rootless: false,
+            max_branches: None,
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
             pull: Default::default(),
+            collect: Default::default(),
         },
         Arc::new(LinuxHost),
     )?;
@@ -154,19 +155,10 @@ impl Publishing<'_> {
 
     fn request(&self) -> PublishRequest {
         PublishRequest {
-            volume_id: "bench".to_owned(),
-            source: self.source.clone(),
-            source_root: None,
-            pull: Default::default(),
-            platform: None,
-            target: self.base.join("target"),
-            create_target: true,
             read_only: self.read_only,
             union: UnionRequest::Overlay,
-            mount_group: None,
-            attributes: BTreeMap::new(),
             owner: Owner::Plugin,
-            pod: None,
+            ..PublishRequest::new("bench", self.source.clone(), self.base.join("target"))
         }
     }
 

@@ -588,6 +588,7 @@ fn open(
     root: &Path,
     node: &TestNode,
     rootless: bool,
+    max_branches: None,
     limits: Limits,
 ) -> Result<Volumes, VolumeError> {
     // Made by the node, on a tmpfs, and removed with it.
@@ -603,6 +604,7 @@ fn open(
             },
             host_proc: "/proc".into(),
             pull: Default::default(),
+            collect: Default::default(),
         },
         Arc::new(LinuxHost),
     )

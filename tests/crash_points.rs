@@ -15,7 +15,7 @@
 mod support;
 
 use aufs_csi::host::linux::LinuxHost;
-use aufs_csi::host::{Filesystem, Holder, Host, MountCall, MountEntry, Place};
+use aufs_csi::host::{Filesystem, Holder, Host, MountCall, MountEntry, MountTable, Place};
 use aufs_csi::image::reference::Source;
 use aufs_csi::layer::steps;
 use aufs_csi::union::unmount;
@@ -115,6 +115,10 @@ impl Host for Mortal {
         self.at("asking who holds a mount").holders(proc, target)
     }
 
+    fn mount_tables(&self, proc: &Path) -> io::Result<Vec<MountTable>> {
+        self.at("reading all mount tables").mount_tables(proc)
+    }
+
     fn is_namespace_alive(&self, proc: &Path, namespace: u64) -> io::Result<bool> {
         LinuxHost.is_namespace_alive(proc, namespace)
     }
@@ -160,19 +164,11 @@ fn target(node: &Path) -> PathBuf {
 
 fn publish_request(node: &Path, source: &Source, read_only: bool) -> PublishRequest {
     PublishRequest {
-        volume_id: VOLUME.to_owned(),
-        source: source.clone(),
-        source_root: None,
-        pull: Default::default(),
-        platform: None,
-        target: target(node),
-        create_target: true,
         read_only,
         union: union(),
-        mount_group: None,
         attributes: [("image".to_owned(), source.to_string())].into(),
         owner: Owner::Plugin,
-        pod: None,
+        ..PublishRequest::new(VOLUME, source.clone(), target(node))
     }
 }
 

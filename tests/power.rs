@@ -16,7 +16,7 @@ use aufs_csi::image::reference::Source;
 use aufs_csi::pull::PullPolicy;
 use aufs_csi::stage::StageOptions;
 use aufs_csi::volume::{Owner, PublishRequest, VolumeOptions, Volumes};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,9 +45,11 @@ fn open() -> Volumes {
         root: base().join("store"),
         run_dir: PathBuf::from("/dev/shm/power-run"),
         rootless: false,
+        max_branches: None,
         stage: StageOptions::default(),
         host_proc: "/proc".into(),
         pull: Default::default(),
+        collect: Default::default(),
     };
     Volumes::open(options, Arc::new(LinuxHost)).unwrap_or_else(|e| panic!("{}", chain(&e)))
 }
@@ -116,19 +118,13 @@ fn forget(number: u64) {
 
 fn request(number: u64, source: &Source) -> PublishRequest {
     PublishRequest {
-        volume_id: format!("volume-{number}"),
-        source: source.clone(),
-        source_root: None,
-        pull: Default::default(),
-        platform: None,
-        target: PathBuf::from(format!("/run/target-{number}")),
-        create_target: true,
-        read_only: false,
         union: union(),
-        mount_group: None,
-        attributes: BTreeMap::new(),
         owner: Owner::Plugin,
-        pod: None,
+        ..PublishRequest::new(
+            format!("volume-{number}"),
+            source.clone(),
+            format!("/run/target-{number}"),
+        )
     }
 }
 

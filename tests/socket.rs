@@ -439,8 +439,11 @@ async fn a_good_request_arrives_as_it_was_asked() {
     request.secrets = [("password".to_owned(), "hunter2".to_owned())].into();
     server.publish(request.clone()).await.unwrap();
     let asked = server.fake.published("v").unwrap();
-    assert_eq!(asked.source.to_string(), "oci:/images/app:1");
-    assert_eq!(asked.source_root.as_deref(), Some(Path::new("/images")));
+    assert_eq!(asked.images[0].source.to_string(), "oci:/images/app:1");
+    assert_eq!(
+        asked.images[0].source_root.as_deref(),
+        Some(Path::new("/images"))
+    );
     assert_eq!(asked.target, Path::new(&target("v")));
     assert!(asked.create_target, "kubelet leaves that to the plugin");
     assert_eq!(asked.mount_group, Some(4321));

@@ -2,7 +2,7 @@
 # Runs the union and property tests on real AUFS: boots the kernel AUFS_KERNEL
 # in an emulated machine whose root is made on the spot, and reports.
 #
-#   AUFS_KERNEL=<bzImage> e2e/aufs/run.sh [tests] [power]
+#   AUFS_KERNEL=<bzImage> e2e/aufs/run.sh [tests] [power] [bench]
 #
 # The kernel is any with AUFS, overlay, ext4, virtio (PCI, block), initramfs,
 # two 8250 serial ports, and tmpfs with extended attributes, all built in. With
@@ -13,12 +13,16 @@
 #   AUFS_VM_ACCEL      accelerator of qemu: tcg (default) or kvm
 #   AUFS_VM_MINUTES    longest time for one boot; default 30
 #   AUFS_VM_FILTER     only tests with this in their names
+#
+# `bench` is not part of it unless asked for: what a pod and its use cost on both
+# unions. Without AUFS_VM_ACCEL=kvm times compare with each other only.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 readonly TARGET=x86_64-unknown-linux-gnu
 readonly CARGO=$PWD/target/aufs-vm WORK=$PWD/target/aufs-vm/machine
-readonly TESTS=(meaning unions aufs power)
+TESTS=(meaning several unions aufs power)
+readonly BENCHES=(density using)
 : "${PROPTEST_CASES:=100}" "${POWER_CUTS:=3}" "${AUFS_VM_ACCEL:=tcg}" "${AUFS_VM_MINUTES:=30}"
 : "${AUFS_VM_FILTER:=}"
 
@@ -63,7 +67,13 @@ install_programs() {
 # Prints the path of each test program, in the order of TESTS.
 build_tests() {
     local arguments=() messages test program
-    for test in "${TESTS[@]}"; do arguments+=(--test "$test"); done
+    for test in "${TESTS[@]}"; do
+        if [[ " ${BENCHES[*]} " = *" $test "* ]]; then
+            arguments+=(--bench "$test")
+        else
+            arguments+=(--test "$test")
+        fi
+    done
     messages=$(RUSTFLAGS='-C target-feature=+crt-static' CARGO_TARGET_DIR=$CARGO \
         cargo test --profile vm --target "$TARGET" "${arguments[@]}" --no-run \
         --message-format=json-render-diagnostics)
@@ -173,18 +183,21 @@ mkdir -p /mnt/t
 export AUFS_CSI_BACKEND=aufs PROPTEST_CASES=$PROPTEST_CASES
 export AUFS_CSI_TEST_DIR=/mnt/t
 suite "meaning, ext4" meaning --nocapture $AUFS_VM_FILTER
+suite "several, ext4" several $AUFS_VM_FILTER
 suite "unions, ext4" unions $AUFS_VM_FILTER
 suite "aufs, ext4" aufs $AUFS_VM_FILTER
 export AUFS_CSI_TEST_DIR=/memory
 # A tmpfs has no user attributes before Linux 6.6, and an overlay made in a user
 # namespace needs them.
 suite "meaning, tmpfs" AUFS_CSI_TEST_XATTRS=none meaning random_stacks
+suite "several, tmpfs" AUFS_CSI_TEST_XATTRS=none several random_images
 suite "unions, tmpfs" unions $AUFS_VM_FILTER --skip a_user_namespace_can
 if grep -qw xfs /proc/filesystems; then
     mkdir -p /xfs
     need "the disk's XFS" mount -t xfs /dev/vdb /xfs
     export AUFS_CSI_TEST_DIR=/xfs
     suite "meaning, XFS" meaning $AUFS_VM_FILTER
+    suite "several, XFS" several $AUFS_VM_FILTER
     suite "unions, XFS" unions $AUFS_VM_FILTER
     umount /xfs
 else
@@ -223,6 +236,18 @@ JOB
     done
 }
 
+run_bench() {
+    local disk=$WORK/bench.img
+    make_disk bench
+    start bench "$disk" unsafe <<JOB
+mkdir -p /mnt/b
+export BENCH_DIR=/mnt/b
+suite "density" BENCH_PODS=${BENCH_PODS:-500} density
+suite "using" BENCH_LARGEST=${BENCH_LARGEST:-1024} using
+JOB
+    finish
+}
+
 # await_line PATTERN SECONDS: until the machine says so.
 await_line() {
     local waited=0
@@ -241,7 +266,11 @@ check_kernel
 jobs=("$@")
 [[ ${#jobs[@]} -gt 0 ]] || jobs=(tests power)
 for job in "${jobs[@]}"; do
-    [[ $job = tests || $job = power ]] || die "there is no job $job; there are: tests power"
+    case $job in
+    tests | power) ;;
+    bench) TESTS+=("${BENCHES[@]}") ;;
+    *) die "there is no job $job; there are: tests power bench" ;;
+    esac
 done
 accel=$AUFS_VM_ACCEL
 [[ $accel != tcg ]] || accel=tcg,thread=multi
@@ -258,6 +287,7 @@ for job in "${jobs[@]}"; do
     case $job in
     tests) run_tests ;;
     power) run_power ;;
+    bench) run_bench ;;
     esac
 done
 echo

@@ -8,6 +8,7 @@ mod check;
 mod diff;
 pub mod exit;
 mod export;
+mod gc;
 mod images;
 mod layers;
 mod mount;
@@ -66,6 +67,7 @@ enum Command {
     Diff(diff::Args),
     Export(export::Args),
     Purge(purge::Args),
+    Gc(gc::Args),
 }
 
 /// Why a command failed.
@@ -264,6 +266,16 @@ impl Cli {
                 let volumes = opened(common, faults)?;
                 // None only with a fault, of which it was told just now.
                 elsewhere.map_or(Ok(()), |elsewhere| purge::run(&volumes, &elsewhere))
+            }
+            Command::Gc(args) => {
+                let collect = args.collect.clone().validate(&[], &mut faults);
+                match (common, collect) {
+                    (Some(mut common), Some(collect)) => {
+                        common.store.collect = collect;
+                        gc::run(&open(common)?, &args)
+                    }
+                    _ => Err(CliError::Configuration(faults)),
+                }
             }
         }
     }

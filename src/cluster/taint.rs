@@ -66,7 +66,11 @@ impl StartupTaint {
                     "cannot take the startup taint off: get and patch of nodes and get of csinodes are needed"
                 ),
                 Wait::Answer(answer) => {
-                    tracing::warn!(taint = self.key, ?answer, "cannot take the startup taint off");
+                    tracing::warn!(
+                        taint = self.key,
+                        ?answer,
+                        "cannot take the startup taint off"
+                    );
                 }
             }
             tokio::time::sleep(pause).await;

@@ -8,7 +8,9 @@ use crate::image::reference::Source;
 use crate::secret::Secret;
 use crate::union::probe::UnionRequest;
 use crate::volume::attributes::{AttributeError, Attributes};
-use crate::volume::{ErrorKind, Owner, Pod, PublishRequest, PullChoice, UnpublishRequest};
+use crate::volume::{
+    ErrorKind, ImageRequest, Owner, Pod, PublishRequest, PullChoice, UnpublishRequest,
+};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
@@ -242,16 +244,19 @@ pub fn publish(
     let attributes = Attributes::parse(&wanted.attributes, wanted.read_only)
         .and_then(Attributes::supported)
         .map_err(RequestError::Attributes)?;
-    let source = attributes
+    let images = attributes
         .images
         .into_iter()
-        .next()
-        .ok_or(RequestError::Attributes(AttributeError::NoImage))?;
-    let source_root = source_root(&source, policy)?;
+        .map(|source| {
+            Ok(ImageRequest {
+                source_root: source_root(&source, policy)?,
+                source,
+            })
+        })
+        .collect::<Result<Vec<_>, RequestError>>()?;
     Ok(PublishRequest {
         volume_id: wanted.volume_id.clone(),
-        source,
-        source_root,
+        images,
         pull: PullChoice {
             policy: attributes.pull_policy,
             secrets,
@@ -261,6 +266,9 @@ pub fn publish(
         // kubelet makes the directory above, and leaves this one to the plugin.
         create_target: true,
         read_only: wanted.read_only,
+        sub_path: attributes.sub_path,
+        size_limit: attributes.size_limit,
+        medium: attributes.medium,
         union: union(attributes.union, policy.union)?,
         mount_group: wanted.mount_group,
         attributes: wanted.attributes.clone(),

@@ -2,6 +2,7 @@
 //! asked: the one place that decides, for gRPC codes and exit codes alike.
 
 use crate::image::SourceError;
+use crate::image::reference::Source;
 use crate::image::registry::RegistryError;
 use crate::layer::archive::ArchiveError;
 use crate::layer::decompress::DecompressError;
@@ -54,6 +55,14 @@ pub enum VolumeError {
     /// Where the image comes from.
     #[error("the image cannot be read")]
     Source(#[source] SourceError),
+    /// One of several images.
+    #[error("the image {image} cannot be had")]
+    Image {
+        /// Which.
+        image: String,
+        /// Why not.
+        source: Box<VolumeError>,
+    },
     /// Bringing it from a registry, or finding it in the store.
     #[error("cannot get the image {image}")]
     Pull {
@@ -130,6 +139,21 @@ pub enum VolumeError {
     StillInUse {
         /// Each of them, in words.
         what: Vec<String>,
+    },
+    /// The disk or the store is full, and nothing more may be removed.
+    #[error(
+        "no space in the store {root}, and nothing more of it may go ({needed} images are in use, {young} were used a moment ago): free space on that filesystem of the node, remove pods that use other images, or change --max-store-size or --gc-min-age",
+        root = root.display()
+    )]
+    NoRoom {
+        /// The store.
+        root: PathBuf,
+        /// Images and layers that somebody needs.
+        needed: usize,
+        /// Images and layers that were used within the minimum age.
+        young: usize,
+        /// What found no space.
+        source: Box<VolumeError>,
     },
     /// A path cannot be used.
     #[error("cannot use {target}", target = target.display())]
@@ -232,6 +256,9 @@ pub enum VolumeError {
         /// Its id.
         volume_id: String,
     },
+    /// It is asked for without any image.
+    #[error("the volume has no image")]
+    NoImage,
     /// No such volume.
     #[error("there is no volume {volume:?}")]
     NoSuchVolume {
@@ -271,6 +298,17 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// The same, naming the image where it does not yet.
+    pub(super) fn of_image(self, image: &Source) -> Self {
+        match self {
+            VolumeError::Source(_) | VolumeError::Stage(_) => VolumeError::Image {
+                image: image.to_string(),
+                source: Box::new(self),
+            },
+            other => other,
+        }
+    }
+
     /// For `map_err` of a look at what there is of a volume.
     pub(super) fn unclear(volume_id: &str) -> impl FnOnce(Self) -> Self {
         |source| VolumeError::Unclear {
@@ -300,6 +338,7 @@ impl VolumeError {
         match self {
             VolumeError::Store(error) => store_kind(error),
             VolumeError::Source(error) => source_kind(error),
+            VolumeError::Image { source, .. } => source.kind(),
             VolumeError::Pull { source, .. } => pull_kind(source),
             VolumeError::Stage(error) => stage_kind(error),
             VolumeError::Union(_) | VolumeError::NotPropagated { .. } => {
@@ -313,14 +352,15 @@ impl VolumeError {
             VolumeError::Mount(MountError::InUse { .. }) => ErrorKind::Aborted,
             VolumeError::Mount(error) if error.is_undone() => ErrorKind::Internal,
             VolumeError::Mount(_) | VolumeError::NotUndone { .. } => ErrorKind::Unavailable,
+            VolumeError::NoRoom { .. } => ErrorKind::ResourceExhausted,
             VolumeError::Unmount(_) => ErrorKind::Aborted,
             VolumeError::Target { source, .. } => match source.kind() {
                 io::ErrorKind::NotADirectory => ErrorKind::InvalidArgument,
                 _ => ErrorKind::Internal,
             },
-            VolumeError::TargetMissing { .. } | VolumeError::TargetNoDirectory { .. } => {
-                ErrorKind::InvalidArgument
-            }
+            VolumeError::NoImage
+            | VolumeError::TargetMissing { .. }
+            | VolumeError::TargetNoDirectory { .. } => ErrorKind::InvalidArgument,
             VolumeError::TargetNotEmpty { .. }
             | VolumeError::TargetMounted { .. }
             | VolumeError::OtherTarget { .. }
@@ -459,6 +499,7 @@ fn stage_kind(error: &StageError) -> ErrorKind {
         | StageError::Finish { .. }
         | StageError::Root(_)
         | StageError::Work { .. } => ErrorKind::Internal,
+        StageError::Limit { .. } => ErrorKind::ResourceExhausted,
         StageError::Lost { .. } => ErrorKind::Aborted,
     }
 }

@@ -18,6 +18,7 @@
 //! recover     records × mount table → what has to be put right (pure)
 //! purge       the end of everything on this node
 //! upkeep      doing that, at the start and from time to time
+//! collect     what of the store goes when space is short, and what stays
 //! stats       how full a volume is
 //! ```
 
@@ -26,6 +27,7 @@ mod again;
 pub mod attributes;
 pub mod changes;
 pub mod check;
+mod collect;
 mod error;
 mod listing;
 pub mod lock;
@@ -39,9 +41,11 @@ pub mod stats;
 mod unpublish;
 pub mod upkeep;
 
+pub use attributes::Medium;
+pub use collect::{Collect, CollectSettings, Prefetched};
 pub use error::{ErrorKind, VolumeError};
 pub use listing::{ImageInfo, LayerInfo, VolumeInfo};
-pub use record::{Owner, Pod};
+pub use record::{Owner, Pod, RecordedImage};
 
 use crate::host::Host;
 use crate::image::platform::{Platform, PlatformChoice};
@@ -83,10 +87,14 @@ pub struct VolumeOptions {
     pub rootless: bool,
     /// How layers are staged.
     pub stage: StageOptions,
+    /// Most branches that a volume's images become, whatever the kernel takes.
+    pub max_branches: Option<usize>,
     /// The node's `/proc`, which shows who holds a mount.
     pub host_proc: PathBuf,
     /// How images come from registries.
     pub pull: PullOptions,
+    /// What goes from the store when; can be replaced later.
+    pub collect: CollectSettings,
 }
 
 /// When a volume's image is pulled, and with what.
@@ -98,15 +106,32 @@ pub struct PullChoice {
     pub secrets: BTreeMap<String, Secret>,
 }
 
+/// An image that a volume is to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRequest {
+    /// Where it comes from.
+    pub source: Source,
+    /// A directory that a local source must stay inside; none for the operator's own commands.
+    pub source_root: Option<PathBuf>,
+}
+
+impl ImageRequest {
+    /// An image that the operator named, which may be anywhere.
+    pub fn unconfined(source: Source) -> Self {
+        ImageRequest {
+            source,
+            source_root: None,
+        }
+    }
+}
+
 /// A volume that somebody wants.
 #[derive(Debug, Clone)]
 pub struct PublishRequest {
     /// Its id, any text.
     pub volume_id: String,
-    /// Where the image comes from.
-    pub source: Source,
-    /// A directory that a local source must stay inside; none for the operator's own commands.
-    pub source_root: Option<PathBuf>,
+    /// The images, the uppermost first; at least one.
+    pub images: Vec<ImageRequest>,
     /// When an image of a registry is pulled, and with what.
     pub pull: PullChoice,
     /// Which platform of a multi-platform image; none for the node's own.
@@ -117,6 +142,12 @@ pub struct PublishRequest {
     pub create_target: bool,
     /// Without a writable layer.
     pub read_only: bool,
+    /// The directory inside the merged images that is shown; none for all.
+    pub sub_path: Option<PathBuf>,
+    /// Most bytes of the writable layer; none for no limit of its own.
+    pub size_limit: Option<u64>,
+    /// Where the writable layer is.
+    pub medium: Medium,
     /// Which union filesystem.
     pub union: UnionRequest,
     /// Group that may write to the volume's root directory.
@@ -127,6 +158,39 @@ pub struct PublishRequest {
     pub owner: Owner,
     /// The pod that it is for.
     pub pod: Option<Pod>,
+}
+
+impl PublishRequest {
+    /// A person's volume with a writable layer and nothing special, at a target
+    /// that is made for it.
+    pub fn new(volume_id: impl Into<String>, image: Source, target: impl Into<PathBuf>) -> Self {
+        Self::of_images(volume_id, vec![ImageRequest::unconfined(image)], target)
+    }
+
+    /// The same of several images, the uppermost first.
+    pub fn of_images(
+        volume_id: impl Into<String>,
+        images: Vec<ImageRequest>,
+        target: impl Into<PathBuf>,
+    ) -> Self {
+        PublishRequest {
+            volume_id: volume_id.into(),
+            images,
+            pull: PullChoice::default(),
+            platform: None,
+            target: target.into(),
+            create_target: true,
+            read_only: false,
+            sub_path: None,
+            size_limit: None,
+            medium: Medium::default(),
+            union: UnionRequest::Auto,
+            mount_group: None,
+            attributes: BTreeMap::new(),
+            owner: Owner::Command,
+            pod: None,
+        }
+    }
 }
 
 /// A volume that nobody wants any more.
@@ -144,8 +208,8 @@ pub struct UnpublishRequest {
 /// A volume that is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    /// Digest of the image's manifest.
-    pub manifest: String,
+    /// Its images, uppermost first.
+    pub images: Vec<RecordedImage>,
     /// How it is mounted.
     pub backend: Backend,
     /// Number of read-only branches.
@@ -166,6 +230,7 @@ pub struct Volumes {
     namespace: u64,
     counted: stats::Counted,
     doubts: upkeep::Doubts,
+    collection: collect::Collection,
 }
 
 impl Volumes {
@@ -199,6 +264,7 @@ impl Volumes {
             pulls: Pulls::new(Arc::clone(&store), options.pull.clone()),
             store,
             host,
+            collection: collect::Collection::new(options.collect.clone()),
             options,
             probe: OnceLock::new(),
             namespace,
@@ -229,11 +295,17 @@ impl Volumes {
         };
         Ok(Stager {
             store: &self.store,
-            options: self.options.stage.clone(),
+            options: StageOptions {
+                max_store: self.collection().marks.max_size,
+                ..self.options.stage.clone()
+            },
             ownership: self.ownership(),
             // One is the writable layer, or a directory that only brings the
             // root's metadata, whatever volume comes first.
-            max_branches: limit.saturating_sub(1).max(1),
+            max_branches: limit
+                .saturating_sub(1)
+                .min(self.options.max_branches.unwrap_or(usize::MAX))
+                .max(1),
         })
     }
 
@@ -248,8 +320,12 @@ impl Volumes {
         progress: &dyn Progress,
     ) -> Result<StagedImage, VolumeError> {
         let backend = self.choose(choice)?;
-        let asker = Asker::Operator { policy };
-        let mut staged = self.stage_from(source, None, platform, backend, asker, progress)?;
+        let asker = Asker::Operator {
+            policy,
+            is_node: false,
+        };
+        let mut staged =
+            self.with_room(|| self.stage_from(source, None, platform, backend, asker, progress))?;
         let begun = Instant::now();
         self.store
             .flush(&staged.form.branches)

@@ -56,6 +56,16 @@ impl std::fmt::Display for Pod {
     }
 }
 
+/// An image of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedImage {
+    /// As it was asked for.
+    pub image: String,
+    /// `sha256:…` of its manifest: what the volume keeps whatever the name
+    /// points to later.
+    pub manifest: String,
+}
+
 /// `volumes/<id>/record.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeRecord {
@@ -71,11 +81,8 @@ pub struct VolumeRecord {
     /// The pod that it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
-    /// The image as it was asked for.
-    pub image: String,
-    /// `sha256:…` of its manifest: what the volume keeps whatever the name
-    /// points to later.
-    pub manifest: String,
+    /// Its images, uppermost first.
+    pub images: Vec<RecordedImage>,
     /// Its branches, uppermost first: what collection must leave alone.
     pub branches: Vec<BranchId>,
     /// Where it appears, as it was asked for.
@@ -105,6 +112,14 @@ pub struct VolumeRecord {
     pub created: u64,
 }
 
+impl VolumeRecord {
+    /// Digests of its images' manifests, the uppermost first.
+    pub fn manifests(&self) -> Vec<&str> {
+        let images = self.images.iter();
+        images.map(|image| image.manifest.as_str()).collect()
+    }
+}
+
 /// Name of a volume's directory: 32 hex digits, never foreign input.
 pub fn directory_name(volume_id: &str) -> String {
     crate::layer::store::hex(&Sha256::digest(volume_id)[..16])
@@ -118,6 +133,11 @@ pub fn directory(store: &Store, volume_id: &str) -> PathBuf {
 /// Reads a volume's record; none if there is no such volume. One that was cut
 /// short by a power loss is [`StoreError::Damaged`].
 pub fn read(dir: &Path) -> Result<Option<VolumeRecord>, StoreError> {
+    read_json(&dir.join("record.json"))
+}
+
+/// Of a record, whichever version wrote it, what `T` has.
+pub(super) fn read_as<T: serde::de::DeserializeOwned>(dir: &Path) -> Result<Option<T>, StoreError> {
     read_json(&dir.join("record.json"))
 }
 

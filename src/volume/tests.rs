@@ -98,9 +98,11 @@ impl Node {
             run_dir: self.path("run"),
             // Nobody but root could give files away.
             rootless: true,
+            max_branches: None,
             stage: StageOptions::default(),
             host_proc: PathBuf::from("/proc"),
             pull: Default::default(),
+            collect: Default::default(),
         };
         let host: Arc<dyn Host> = Arc::<FakeHost>::clone(host);
         let volumes = Volumes::open(options, host).unwrap();
@@ -125,19 +127,10 @@ impl Node {
     fn request(&self) -> PublishRequest {
         let image = format!("oci:{}:latest", self.path("image").display());
         PublishRequest {
-            volume_id: String::from("v"),
-            source: image.parse().unwrap(),
-            source_root: None,
-            pull: Default::default(),
-            platform: None,
-            target: self.target(),
-            create_target: true,
             read_only: self.read_only,
             union: self.union,
-            mount_group: None,
-            attributes: BTreeMap::new(),
             owner: self.owner,
-            pod: None,
+            ..PublishRequest::new("v", image.parse().unwrap(), self.target())
         }
     }
 

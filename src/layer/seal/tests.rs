@@ -91,6 +91,7 @@ fn show_edit(edit: Edit) -> String {
         Edit::RemoveDirectory { path } => format!("rmdir {}", text(&path)),
         Edit::RemoveFile { path } => format!("rm {}", text(&path)),
         Edit::Directory { path, attrs } => format!("dir {} of {}", text(&path), attrs.uid),
+        Edit::Implied { path } => format!("implied {}", text(&path)),
         Edit::Copy { layer, from, to } => {
             format!("copy {} of {layer} to {}", text(&from), text(&to))
         }
@@ -503,6 +504,13 @@ fn branch(layer: usize, sealed: &Sealed) -> Branch {
                 assert!(!missing_parent, "{}", text(&path));
                 branch.entries.insert(path, Shown::Directory(attrs));
             }
+            Edit::Implied { path } => {
+                let above = parent(&path);
+                assert!(above.is_empty() || branch.entries.contains_key(above));
+                branch
+                    .entries
+                    .insert(path, Shown::Directory(Attrs::implied()));
+            }
             Edit::Whiteout { path } => {
                 assert!(branch.whiteouts.insert(path));
             }
@@ -574,9 +582,10 @@ fn meant(sealed: &Sealed) -> BTreeMap<Vec<u8>, Shown> {
     flatten(&sealed.effective, |visible| {
         match visible {
             Visible::Directory { path, attrs } if path.is_empty() => {
-                assert_eq!(attrs, sealed.root);
+                assert_eq!(attrs.unwrap_or_else(Attrs::implied), sealed.root);
             }
             Visible::Directory { path, attrs } => {
+                let attrs = attrs.unwrap_or_else(Attrs::implied);
                 meant.insert(path, Shown::Directory(attrs));
             }
             Visible::Other { layer, record } => {

@@ -170,8 +170,7 @@ fn a_read_only_volume_has_no_writable_layer_to_describe() {
 fn what_is_not_built_yet_is_refused_and_not_ignored() {
     let image = ("image", "oci:/images/app");
     for (pairs, key) in [
-        (&[("images", "oci:/a,oci:/b")][..], "images"),
-        (&[image, ("subPath", "opt")], "subPath"),
+        (&[image, ("subPath", "opt")][..], "subPath"),
         (&[image, ("sizeLimit", "1Gi")], "sizeLimit"),
         (&[image, ("medium", "Memory")], "medium"),
     ] {
@@ -183,6 +182,7 @@ fn what_is_not_built_yet_is_refused_and_not_ignored() {
     }
     for pairs in [
         &[("images", "oci:/a")][..],
+        &[("images", "oci:/a,app:1\noci:/b")],
         &[image, ("pullPolicy", "IfNotPresent")],
         &[image, ("pullPolicy", "Never")],
         &[image, ("pullAlways", "true")],
