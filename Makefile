@@ -88,6 +88,12 @@ chart: release ## The chart: lint, tests of what it renders, alerts, dashboard, 
 	    (cd charts/tests && "$$promtool" test rules alerts.yaml) && \
 	    (cd charts/tests && $(AS_ROOT) env HELM="$$helm" AUFS_CSI='$(abspath $(STATIC))' python3 -B -m unittest)
 	scripts/manifests.sh --check
+	$(AS_ROOT) scripts/reference.py --check $(STATIC)
+
+.PHONY: reference
+reference: release ## Write what docs/reference.md says of commands and metrics (as root)
+	scripts/setup.sh chart
+	$(AS_ROOT) scripts/reference.py $(STATIC)
 
 .PHONY: manifests
 manifests: ## Render manifests/ from the chart

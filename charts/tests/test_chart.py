@@ -116,7 +116,8 @@ class Default(unittest.TestCase):
             f"--endpoint=unix://{KUBELET}/plugins/{DRIVER}/csi.sock", "--root=/var/lib/aufs-csi",
             "--run-dir=/run/aufs-csi", "--host-proc=/host/proc", "--http-address=127.0.0.1:9809",
             "--union=auto", "--log-format=json", "--certs-dir=/etc/containerd/certs.d",
-            "--max-downloads=6", "--max-downloads-per-registry=3"])
+            "--max-downloads=6", "--max-downloads-per-registry=3", "--gc-high=80", "--gc-low=70",
+            "--max-store-size=none", "--gc-min-age=2m", "--gc-max-age=none"])
         self.assertEqual(self.objects.container()["env"], [
             {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}])
 
@@ -290,6 +291,14 @@ class Values(unittest.TestCase):
         with self.assertRaisesRegex(Refused, "binDir is needed"):
             text({"registries": {"credentialProviders": {"config": "/etc/x"}}})
 
+    def test_collection(self):
+        objects = render({"collection": {"highPercent": 90, "lowPercent": 60, "maxStoreSize": "50Gi", "minAge": "1h",
+                                         "maxAge": "720h"}, "prefetch": ["r.example/a:1", "r.example/b:1"]})
+        self.assertEqual([objects.option(f"--{name}") for name in
+                          ("gc-high", "gc-low", "max-store-size", "gc-min-age", "gc-max-age")],
+                         [["90"], ["60"], ["50Gi"], ["1h"], ["720h"]])
+        self.assertEqual(objects.option("--prefetch"), ["r.example/a:1", "r.example/b:1"])
+
     def test_policy(self):
         content = {"attributes": {"sizeLimit": {"max": "2Gi"}}}
         objects = render({"policy": {"content": content}})
@@ -462,7 +471,7 @@ def node_terms(pod):
 # Values that switch on everything that can be switched on together.
 EVERYTHING = {
     "namespace": {"create": True}, "commonLabels": {"a": "b"}, "aufsOnly": {"enabled": True},
-    "localImages": ["/srv/images"], "imagePullSecrets": [{"name": "pull"}],
+    "localImages": ["/srv/images"], "prefetch": ["x.example/a"], "imagePullSecrets": [{"name": "pull"}],
     "registries": {"allow": ["x.example"], "credentialsSecret": "s", "caConfigMap": "c",
                    "credentialProviders": {"config": "/etc/p.yaml", "binDir": "/usr/p"}},
     "policy": {"content": {"x": 1}}, "startupTaint": {"enabled": True},

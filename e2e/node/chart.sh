@@ -64,9 +64,11 @@ plugin_pod() { kubectl -n "$NAMESPACE" get pods -l app.kubernetes.io/component=n
 plugin_image() { kubectl -n "$NAMESPACE" get pods -l app.kubernetes.io/component=node -o 'jsonpath={.items[*].spec.containers[0].image}'; }
 # plugin_process: the plugin's process, as this namespace sees it.
 plugin_process() {
-    local process
+    local process words
     for process in /proc/[0-9]*; do
-        [[ $(tr '\0' ' ' <"$process/cmdline" 2>/dev/null) = '/aufs-csi node '* ]] && echo "${process#/proc/}"
+        # It may be gone by now.
+        words=$({ tr '\0' ' ' <"$process/cmdline"; } 2>/dev/null || true)
+        [[ $words != '/aufs-csi node '* ]] || echo "${process#/proc/}"
     done
 }
 
