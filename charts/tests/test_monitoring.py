@@ -24,6 +24,10 @@ LABELS = {
     "csi_plugin_operations_seconds": {
         "driver_name": {"aufs-csi.dev"}, "method_name": None, "grpc_status_code": None, "le": None},
 }
+# As Go calls them, which is what dashboards for CSI drivers expect.
+CODES = {"OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists",
+         "PermissionDenied", "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented",
+         "Internal", "Unavailable", "DataLoss", "Unauthenticated"}
 METHODS = {"/csi.v1.Node/NodePublishVolume"}
 # What Prometheus, its operator and a scraper's configuration add.
 ADDED = {"instance", "node", "job", "pod", "namespace"}
@@ -90,7 +94,9 @@ class Monitoring(unittest.TestCase):
                 if label in ADDED:
                     continue
                 self.assertIn(label, known, expression)
-                if label == "method_name":
+                if label == "grpc_status_code":
+                    self.assertLessEqual(set(value.split("|")), CODES, expression)
+                elif label == "method_name":
                     self.assertIn(value, METHODS)
                 elif known[label] is not None:
                     self.assertLessEqual(set(value.split("|")), known[label], expression)

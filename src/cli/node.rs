@@ -147,11 +147,27 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
         stop_within: STOP_WITHIN,
         look_every: LOOK_EVERY,
     };
-    server::serve(socket, volumes, settings, observers, async move {
+    let kept = Arc::clone(&volumes);
+    let served = server::serve(socket, volumes, settings, observers, async move {
         stop.asked().await;
     })
     .await
-    .map_err(CliError::Serve)
+    .map_err(CliError::Serve);
+    blocking(move || tell_what_stays(&kept)).await;
+    served
+}
+
+/// Says what whoever uninstalls the plugin should know; after an upgrade the next
+/// one takes over.
+fn tell_what_stays(volumes: &Volumes) {
+    match volumes.holdings() {
+        Ok(holdings) if holdings.mounted > 0 => tracing::warn!(
+            volumes = holdings.mounted,
+            "volumes stay mounted; their pods cannot end before the plugin runs on this node again"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(error = %Chain(&error), "cannot count volumes"),
+    }
 }
 
 /// Events on pods, if they can be sent. Volumes do not depend on them, so the
