@@ -55,6 +55,7 @@ fi
 install() {
     "$helm" upgrade --install aufs-csi charts/aufs-csi --namespace aufs-csi --create-namespace \
         --set image.pullPolicy=Never --wait --timeout 180s "$@"
+    kubectl -n aufs-csi rollout status daemonset/aufs-csi-node --timeout=180s
 }
 install
 kubectl get nodes -L aufs-csi.dev/aufs,aufs-csi.dev/overlay

@@ -38,13 +38,21 @@ import_image() {
     ctr -a "$CONTAINERD" -n k8s.io images tag "$IMAGE:$VERSION" "$IMAGE:next" >>"$E2E_LOGS/containerd.log"
 }
 
-# install [VALUES…]: or upgrade; more values as --set has them. It waits for the
-# DaemonSet, as a person would have it.
-install() {
-    local value more=()
+# upgrade SECONDS [VALUES…]: or install; more values as --set has them. helm's own
+# --wait is content while no more than maxUnavailable nodes are without, which with
+# one node is always.
+upgrade() {
+    local value more=() within=$1s
+    shift
     for value in "$@"; do more+=(--set "$value"); done
     helm upgrade --install "$RELEASE" "$CHART" --namespace "$NAMESPACE" --create-namespace \
-        --values - "${more[@]}" --wait --timeout "$((120 * E2E_SLOW))s" <<<"$SETTINGS"
+        --values - "${more[@]}" --wait --timeout "$within" <<<"$SETTINGS" &&
+        kubectl -n "$NAMESPACE" rollout status "daemonset/$RELEASE-node" --timeout="$within"
+}
+install() { upgrade "$((120 * E2E_SLOW))" "$@"; }
+rollback() {
+    helm -n "$NAMESPACE" rollback "$RELEASE" --wait --timeout "$((120 * E2E_SLOW))s"
+    kubectl -n "$NAMESPACE" rollout status "daemonset/$RELEASE-node" --timeout="$((120 * E2E_SLOW))s"
 }
 
 # In cases.sh these are of a process of the node's.
@@ -165,7 +173,7 @@ case_rolling_upgrade() {
     create_pod next data=app
     ready next
     delete stays
-    helm -n "$NAMESPACE" rollback "$RELEASE" --wait --timeout "$((120 * E2E_SLOW))s"
+    rollback
     expect "plugins" "$(plugin_image)" "$IMAGE:$VERSION"
     expect "a pod of the newer plugin" "$(inside next 'cat /data/etc/version')" app
     delete next
@@ -176,10 +184,9 @@ case_rolling_upgrade() {
 case_failed_upgrade() {
     create_pod stays data=app
     ready stays
-    ! helm upgrade "$RELEASE" "$CHART" --namespace "$NAMESPACE" --values - --set image.tag=missing \
-        --wait --timeout 20s <<<"$SETTINGS" || return 1
+    ! upgrade 20 image.tag=missing || return 1
     expect "the pod" "$(inside stays 'cat /data/etc/version')" app
-    helm -n "$NAMESPACE" rollback "$RELEASE" --wait --timeout "$((120 * E2E_SLOW))s"
+    rollback
     wait_for 60 "the plugin to be ready" is_ready
     delete stays
 }
@@ -238,10 +245,9 @@ is_untainted() { [[ $(kubectl get node "$NODE" -o 'jsonpath={.spec.taints[*].key
 # Whoever asks for the sidecar gets no plugin that registers itself as well. The
 # sidecar's image is not here, so its container waits, and nothing is registered.
 case_registrar_sidecar_refused() {
-    ! helm upgrade "$RELEASE" "$CHART" --namespace "$NAMESPACE" --values - \
-        --set sidecars.nodeDriverRegistrar.enabled=true --wait --timeout 25s <<<"$SETTINGS" || return 1
+    ! upgrade 25 sidecars.nodeDriverRegistrar.enabled=true || return 1
     expect "sockets" "$(find "$KUBELET/plugins_registry" -type s)" ''
-    helm -n "$NAMESPACE" rollback "$RELEASE" --wait --timeout "$((120 * E2E_SLOW))s"
+    rollback
     wait_for 60 "the plugin's registration" is_registered
 }
 
