@@ -84,9 +84,45 @@ sanity: release ## The CSI project's own tests against the released program (mou
 admission: ## The policy of manifests/admission on a real API server
 	e2e/admission/run.sh
 
+.PHONY: chart
+chart: release ## The chart: lint, tests of what it renders, alerts, dashboard, manifests (as root)
+	scripts/setup.sh chart
+	helm=$$(scripts/helm.sh) promtool=$$(scripts/promtool.sh); \
+	    "$$helm" lint --strict charts/aufs-csi && \
+	    (cd charts/tests && "$$promtool" test rules alerts.yaml) && \
+	    (cd charts/tests && $(AS_ROOT) env HELM="$$helm" AUFS_CSI='$(abspath $(STATIC))' python3 -B -m unittest)
+	scripts/manifests.sh --check
+	$(AS_ROOT) scripts/reference.py --check $(STATIC)
+
+.PHONY: reference
+reference: release ## Write what docs/reference.md says of commands and metrics (as root)
+	scripts/setup.sh chart
+	$(AS_ROOT) scripts/reference.py $(STATIC)
+
+.PHONY: manifests
+manifests: ## Render manifests/ from the chart
+	scripts/setup.sh chart
+	scripts/manifests.sh
+
+.PHONY: e2e-api
+e2e-api: ## Chart, manifests and the documentation's YAML before a real API server (as root)
+	scripts/setup.sh chart
+	$(AS_ROOT) e2e/api/run.sh
+
 .PHONY: e2e-node
 e2e-node: release ## Pods on a real kubelet and API server on this machine (as root)
 	E2E_DRIVER=$(STATIC) e2e/node/run.sh $(CASES)
+
+.PHONY: e2e-chart
+e2e-chart: release ## The same with the plugin from its image by the chart: install, upgrade, drain, uninstall (as root)
+	scripts/setup.sh image
+	E2E_INSTALL=chart E2E_DRIVER=$(STATIC) E2E_IMAGE=$$(IMAGE_PROGRAM=$(STATIC) scripts/image.sh) \
+	    e2e/node/run.sh $(CASES)
+
+.PHONY: e2e-kind
+e2e-kind: release ## A cluster of two nodes by kind, where a Docker engine runs; KIND_NODE_IMAGE=…
+	scripts/setup.sh image
+	archive=$$(IMAGE_PROGRAM=$(STATIC) scripts/image.sh); PROGRAM=$(abspath $(STATIC)) e2e/kind/run.sh "$$archive"
 
 .PHONY: e2e-node-aufs
 e2e-node-aufs: release ## The same on real AUFS: make e2e-node-aufs AUFS_KERNEL=path/to/bzImage
@@ -98,10 +134,19 @@ soak: ## An hour of volumes, collection and kills on a disk that is nearly full 
 	AUFS_CSI_SOAK_SECONDS='$(or $(SOAK_SECONDS),3600)' $(RUNNER) $(CARGO) test --locked --test soak
 
 .PHONY: release
-release: ## One static binary, in target/<triple>/release
+release: ## One static binary, in target/<triple>/release; ARCH=amd64|arm64 for another machine's
 	scripts/setup.sh build
-	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked --bin aufs-csi --target $(HOST)
-	scripts/static.sh $(STATIC)
+	CARGO='$(CARGO)' scripts/release.sh $(ARCH)
+
+.PHONY: image
+image: ## The container image, from scratch, as an archive in target/image; ARCH=amd64|arm64
+	scripts/setup.sh image
+	CARGO='$(CARGO)' scripts/image.sh $(ARCH)
+
+.PHONY: test-image
+test-image: ## That image: size, labels, files, SBOM, that it runs, and that a second build equals it
+	scripts/setup.sh test
+	archive=$$(CARGO='$(CARGO)' scripts/image.sh $(ARCH)); scripts/test-image.sh "$$archive"
 
 .PHONY: clean
 clean: ## Remove what was built, the tools of the checks included

@@ -3,7 +3,7 @@
 # list is a program and the Debian/Ubuntu package that has it; programs that are
 # there, from wherever, are left alone.
 #
-# usage: scripts/setup.sh build|test|bench|isal|go
+# usage: scripts/setup.sh build|test|bench|isal|go|image|chart|cross-amd64|cross-arm64
 set -euo pipefail
 
 readonly BUILD='
@@ -49,14 +49,40 @@ umoci           umoci
 skopeo          skopeo
 docker-registry docker-registry
 '
+# One that makes images is enough, and python3 writes what is in them.
+IMAGE='
+python3         python3-minimal
+skopeo          skopeo
+'
+command -v docker >/dev/null || IMAGE+='buildah buildah
+'
+readonly IMAGE
+# helm and promtool are fetched by scripts of their own.
+readonly CHART='
+python3         python3-minimal
+openssl         openssl
+ip              iproute2
+'
+readonly CROSS_AMD64='
+x86_64-linux-gnu-gcc  gcc-x86-64-linux-gnu
+qemu-x86_64-static    qemu-user-static
+'
+readonly CROSS_ARM64='
+aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
+qemu-aarch64-static   qemu-user-static
+'
 case "${1-}" in
 build) list=$BUILD ;;
 test) list=$BUILD$TEST ;;
 bench) list=$BUILD$ISAL$BENCH ;;
 isal) list=$BUILD$ISAL ;;
 go) list=$GO ;;
+image) list=$BUILD$IMAGE ;;
+chart) list=$BUILD$CHART ;;
+cross-amd64) list=$BUILD$CROSS_AMD64 ;;
+cross-arm64) list=$BUILD$CROSS_ARM64 ;;
 *)
-    echo "usage: scripts/setup.sh build|test|bench|isal|go" >&2
+    echo "usage: scripts/setup.sh build|test|bench|isal|go|image|chart|cross-amd64|cross-arm64" >&2
     exit 64
     ;;
 esac
@@ -75,6 +101,12 @@ while read -r program package; do
         packages+=("$package")
     fi
 done <<<"$list"
+
+# A library, not a program.
+if [ "$1" = chart ] && ! python3 -c 'import yaml' 2>/dev/null; then
+    missing+=('import yaml')
+    packages+=(python3-yaml)
+fi
 
 # What cargo calls by these names comes with rustup's default profile, but not
 # with its minimal one.

@@ -14,5 +14,13 @@ if grep -q 'INTERP' <<<"$headers" || [ -n "$needed" ]; then
     echo "$needed" >&2
     exit 1
 fi
-"$program" --version
+# A program of another architecture is run by the emulator.
+case $(readelf --file-header "$program" | sed -n 's/ *Machine: *//p') in
+*X86-64) machine=x86_64 ;;
+AArch64) machine=aarch64 ;;
+*) machine=$(uname -m) ;;
+esac
+emulator=()
+[ "$machine" = "$(uname -m)" ] || emulator=("qemu-$machine-static")
+"${emulator[@]}" "$program" --version
 echo "static: $program, $(stat --format=%s "$program") bytes, needs no library"

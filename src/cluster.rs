@@ -3,26 +3,29 @@
 //!
 //! ```text
 //! access   where the API server is and how it knows us: in a pod, or a kubeconfig
-//! client   the two requests
+//! client   the requests
 //! event    what happened → what the API takes (pure)
 //! series   what is the same again, and what is too much (pure)
 //! sender   the one task that sends
+//! taint    the one that keeps pods off this node until the plugin is ready
 //! ```
 //!
 //! **Invariant:** nothing waits for the API server. Events go into a bounded
-//! queue, and are lost where it is full. Nothing is ever read of the cluster:
-//! no list, no watch.
+//! queue, and are lost where it is full. Nothing of the cluster is listed or
+//! watched, and nothing is read but this node's own objects, for the taint.
 
 mod access;
 mod client;
 mod event;
 mod sender;
 mod series;
+mod taint;
 #[cfg(test)]
 mod tests;
 
 pub use access::{AccessError, Place};
 pub use client::ClientError;
+pub use taint::StartupTaint;
 
 use crate::csi::events::PodEvents;
 use crate::stage::Pulled;

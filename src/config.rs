@@ -6,11 +6,13 @@ mod credentials;
 mod node;
 pub mod policy;
 mod pull;
+mod purge;
 
 pub use collect::CollectArgs;
 pub use credentials::{CommandCredentialArgs, NodeCredentialArgs};
 pub use node::{NodeArgs, NodeConfig};
 pub use pull::PullArgs;
+pub use purge::PurgeArgs;
 
 use crate::image::registry::AllowError;
 use crate::stage::StageOptions;
@@ -392,6 +394,7 @@ mod tests {
             policy: None,
             selinux_context: Some("a b".to_owned()),
             kubeconfig: Some(PathBuf::from("kubeconfig")),
+            startup_taint: None,
             prefetch: Vec::new(),
             collect: CollectArgs::default(),
             credentials: NodeCredentialArgs {

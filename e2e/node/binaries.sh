@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints a directory with kubelet, kube-apiserver and kubectl. From, in order:
+# Prints a directory with the programs of Kubernetes. From, in order:
 #
 #   K8S_BIN          a directory that has them already
 #   K8S_CACHE        where an earlier run left them; default .cache/k8s-<version>
@@ -11,7 +11,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 
-readonly PROGRAMS=(kubelet kube-apiserver kubectl)
+readonly PROGRAMS=(kubelet kube-apiserver kube-controller-manager kube-scheduler kubectl)
 version=$(awk '$1 == "k8s.io/kubernetes" { print $2 }' "$here/go.mod")
 readonly version
 

@@ -117,8 +117,15 @@ published() {
         END { print sum + 0 }'
 }
 
-# What is there of volumes although there are no pods. Prints it.
+# What is there of volumes although there are no pods. Prints it. A pod in which
+# the plugin runs has to be there.
 leftovers() {
+    local own
+    own=$(plugin_pods)
+    all_leftovers | if [[ -n $own ]]; then grep -vE "/pods/(${own// /|})(/|$)" || true; else cat; fi
+}
+plugin_pods() { :; }
+all_leftovers() {
     find "$STORE/volumes" "$STORE/ingest" -mindepth 1 -maxdepth 1 2>/dev/null
     find "$RUN/xino" -mindepth 1 2>/dev/null
     find "$KUBELET/pods" -mindepth 1 -maxdepth 1
@@ -453,6 +460,8 @@ no_containers() { [[ -z $(ctr -a "$CONTAINERD" -n k8s.io tasks list -q) ]]; }
 
 # ---- running them --------------------------------------------------------
 
+plugin_log() { tail -n "${2:-25}" "$E2E_LOGS/driver.log"; }
+
 # What helps to see why a case failed.
 tell() {
     echo "--- pods and events"
@@ -462,7 +471,7 @@ tell() {
     echo "--- what is there"
     leftovers
     echo "--- the plugin's log"
-    tail -n 25 "$E2E_LOGS/driver.log" 2>&1
+    plugin_log --tail 25 2>&1
     echo "--- kubelet's log"
     grep -E '^[EW]' "$E2E_LOGS/kubelet.log" | grep -E 'csi|[Vv]olume|[Mm]ount|pod=' | tail -n 15
     echo "---"

@@ -14,10 +14,13 @@
 #   E2E_LOGS    where logs go
 #   E2E_UNION   aufs or overlay: what volumes must turn out to be
 #   E2E_SLOW    by how much longer everything may take; default 1
+#   E2E_INSTALL process: the plugin is a process of the node; chart: what helm
+#               makes of the chart, with the image E2E_IMAGE and E2E_HELM
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 : "${E2E_K8S:?}" "${E2E_TOOLS:?}" "${E2E_DRIVER:?}" "${E2E_IMAGES:?}" "${E2E_DISK:?}"
 : "${E2E_LOGS:?}" "${E2E_UNION:?}" "${E2E_SLOW:=1}" "${E2E_CGROUP:=aufs-csi-e2e}"
+: "${E2E_INSTALL:=process}"
 
 # The names a node usually has. What is there of the machine's own is covered
 # below, in this mount namespace only.
@@ -57,7 +60,8 @@ start() {
 # signal NAME SIGNAL
 signal() { kill "-$2" "$(</run/"$1".pid)"; }
 
-is_running() {
+is_running() { is_process_running "$@"; }
+is_process_running() {
     local process state
     [[ -e /run/$1.pid ]] || return 1
     process=$(</run/"$1".pid)
@@ -172,14 +176,16 @@ TOKENS
     driver_kubeconfig >"$E2E_DISK/driver.kubeconfig"
     echo driver-token >"$E2E_DISK/driver.token"
     openssl ecparam -name prime256v1 -genkey -noout -out "$E2E_DISK/sa.key"
-    # Nobody here makes service accounts, so no pod can wait for one.
+    # Where nobody makes service accounts, no pod can wait for one.
+    local off=(--disable-admission-plugins ServiceAccount)
+    [[ $E2E_INSTALL = process ]] || off=()
     start apiserver kube-apiserver --etcd-servers http://127.0.0.1:2379 \
         --cert-dir "$E2E_DISK/apiserver" --token-auth-file "$E2E_DISK/tokens" \
         --service-account-key-file "$E2E_DISK/sa.key" \
         --service-account-signing-key-file "$E2E_DISK/sa.key" \
         --service-account-issuer https://kubernetes.default.svc \
         --service-cluster-ip-range 10.96.0.0/16 --authorization-mode RBAC \
-        --disable-admission-plugins ServiceAccount --allow-privileged \
+        "${off[@]}" --allow-privileged \
         --bind-address 127.0.0.1 --advertise-address "$ADDRESS" \
         --kubelet-preferred-address-types InternalIP
     wait_for 90 "the API server" kubectl get --raw /readyz
@@ -249,7 +255,7 @@ CSIDRIVER
 
 go_down() {
     local status=$? name
-    for name in driver kubelet apiserver private-registry plain-registry throttle; do stop "$name"; done
+    for name in driver kubelet scheduler controller-manager apiserver private-registry plain-registry throttle; do stop "$name"; done
     # Containers and their shims outlive containerd; their cgroups must be empty
     # before run.sh can remove them.
     ctr -a "$CONTAINERD" -n k8s.io tasks list -q 2>/dev/null | while read -r task; do
@@ -264,6 +270,15 @@ go_down() {
 # shellcheck source=e2e/node/registry.sh
 . "$here/registry.sh"
 
+if [[ $E2E_INSTALL = chart ]]; then
+    : "${E2E_IMAGE:?}" "${E2E_HELM:?}"
+    helm() { "$E2E_HELM" "$@"; }
+    VERSION=$("$E2E_DRIVER" --version)
+    readonly VERSION=${VERSION#* }
+    # shellcheck source=e2e/node/chart.sh
+    . "$here/chart.sh"
+fi
+
 trap go_down EXIT
 say "kernel $(uname -r), union $E2E_UNION, $("$E2E_DRIVER" --version), $(kubelet --version)"
 prepare_machine
@@ -274,5 +289,11 @@ say "the API server is ready"
 prepare_registries
 start_kubelet
 say "the node is ready"
-create_csidriver >/dev/null
+if [[ $E2E_INSTALL = chart ]]; then
+    start_controllers
+    import_image
+    [[ $# -gt 0 ]] || set -- "${CHART_CASES[@]}"
+else
+    create_csidriver >/dev/null
+fi
 run_cases "$@"

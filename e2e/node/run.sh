@@ -10,6 +10,7 @@
 #   E2E_DIR     where the node's disk is, not on an overlay; default /var/tmp
 #   E2E_UNION   what volumes must be; default aufs where the kernel has it
 #   E2E_SLOW    by how much longer everything may take; default 1
+#   E2E_INSTALL chart: the plugin comes by the chart, from the image E2E_IMAGE
 #
 # Logs of the last run are in target/e2e-node/logs.
 set -euo pipefail
@@ -59,8 +60,16 @@ mkdir -p "$WORK"
 "${as_root[@]}" rm -rf "$WORK/logs"
 mkdir "$WORK/logs"
 e2e/node/images.sh "$WORK/images" "$tools"
+helm=
+if [[ ${E2E_INSTALL:=process} = chart ]]; then
+    [[ -f ${E2E_IMAGE:-} ]] || die "E2E_IMAGE is not an archive of the image; run: make e2e-chart"
+    helm=$(scripts/helm.sh)
+    # What `helm test` mounts: the plugin's own image.
+    skopeo copy --quiet "docker-archive:$E2E_IMAGE" "oci:$WORK/images/plugin:1"
+fi
 
 exec "${as_root[@]}" env E2E_K8S="$binaries" E2E_TOOLS="$tools" \
     E2E_DRIVER="$(realpath "$E2E_DRIVER")" E2E_IMAGES="$WORK/images" E2E_LOGS="$WORK/logs" \
     E2E_DIR="${E2E_DIR:-/var/tmp}" E2E_UNION="$E2E_UNION" E2E_SLOW="${E2E_SLOW:-1}" \
+    E2E_INSTALL="$E2E_INSTALL" E2E_IMAGE="$(realpath "${E2E_IMAGE:-/dev/null}")" E2E_HELM="$helm" \
     ${E2E_KILLS:+E2E_KILLS="$E2E_KILLS"} e2e/node/isolate.sh "$@"

@@ -2,10 +2,12 @@
 
 use super::CliError;
 use super::output::{self, Output, OutputArgs};
+use super::stage::Union;
 use crate::config::ConfigFault;
 use crate::config::policy::PolicyFile;
 use crate::volume::Volumes;
 use crate::volume::check::{CheckReport, Verdict};
+use clap::builder::BoolishValueParser;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -25,6 +27,23 @@ pub(super) struct Args {
         value_name = "FILE"
     )]
     pub(super) policy: Option<PathBuf>,
+    /// Which union filesystem must work: with auto, any.
+    #[arg(
+        long,
+        env = "AUFS_CSI_UNION",
+        hide_env_values = true,
+        value_enum,
+        default_value = "auto"
+    )]
+    union: Union,
+    /// End with exit code 0 whatever is found, for where only the report counts.
+    #[arg(
+        long,
+        env = "AUFS_CSI_REPORT_ONLY",
+        hide_env_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    report_only: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -45,7 +64,7 @@ impl Args {
 
 pub(super) fn run(opened: Result<Volumes, CliError>, args: &Args) -> Result<(), CliError> {
     let report = match opened {
-        Ok(volumes) => volumes.check(),
+        Ok(volumes) => volumes.check(args.union.into()),
         // It is asked for just in order to hear such things.
         Err(CliError::Open { source, .. }) => CheckReport::of_unopened(&source),
         Err(error) => return Err(error),
@@ -54,7 +73,7 @@ pub(super) fn run(opened: Result<Volumes, CliError>, args: &Args) -> Result<(), 
         Output::Json => output::json(&report)?,
         Output::Text => output::to_stdout(|out| text(out, &report))?,
     }
-    if report.is_usable() {
+    if report.is_usable() || args.report_only {
         Ok(())
     } else {
         Err(CliError::Unusable)

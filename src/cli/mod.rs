@@ -15,6 +15,7 @@ mod mount;
 mod node;
 mod output;
 mod progress;
+mod purge;
 mod stage;
 mod unmount;
 mod volumes;
@@ -66,6 +67,7 @@ enum Command {
     Volumes(volumes::Args),
     Diff(diff::Args),
     Export(export::Args),
+    Purge(purge::Args),
     Gc(gc::Args),
 }
 
@@ -271,6 +273,12 @@ impl Cli {
             Command::Volumes(args) => volumes::run(&opened(common, faults)?, &args),
             Command::Diff(args) => diff::run(&opened(common, faults)?, &args),
             Command::Export(args) => export::run(&opened(common, faults)?, &args),
+            Command::Purge(args) => {
+                let elsewhere = args.validate(&mut faults);
+                let volumes = opened(common, faults)?;
+                // None only with a fault, of which it was told just now.
+                elsewhere.map_or(Ok(()), |elsewhere| purge::run(&volumes, &elsewhere))
+            }
             Command::Gc(args) => {
                 let collect = args.collect.clone().validate(&[], &mut faults);
                 match (common, collect) {

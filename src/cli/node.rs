@@ -2,9 +2,10 @@
 
 use super::CliError;
 use crate::chain::Chain;
-use crate::cluster::Events;
+use crate::cluster::{Events, StartupTaint};
 use crate::config::policy::{Follower, Look};
 use crate::config::{CommonConfig, NodeArgs, NodeConfig};
+use crate::csi::health::Health;
 use crate::csi::policy::{LivePolicy, Policy};
 
 use crate::csi::server::{
@@ -142,6 +143,10 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
         node.policy.kubelet_root.clone(),
         observers.metrics.clone(),
     )));
+    let _taint = startup_taint(&node).map(|taint| {
+        let health = observers.health.clone();
+        Task(tokio::spawn(keep_off(taint, health)))
+    });
     let _prefetch = Task(tokio::spawn(keep_prefetched(
         Arc::clone(&volumes),
         node.policy.union,
@@ -168,17 +173,33 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
         stop_within: STOP_WITHIN,
         look_every: LOOK_EVERY,
     };
-    server::serve(socket, volumes, settings, observers, async move {
+    let kept = Arc::clone(&volumes);
+    let served = server::serve(socket, volumes, settings, observers, async move {
         stop.asked().await;
     })
     .await
-    .map_err(CliError::Serve)
+    .map_err(CliError::Serve);
+    blocking(move || tell_what_stays(&kept)).await;
+    served
+}
+
+/// Says what whoever uninstalls the plugin should know; after an upgrade the next
+/// one takes over.
+fn tell_what_stays(volumes: &Volumes) {
+    match volumes.holdings() {
+        Ok(holdings) if holdings.mounted > 0 => tracing::warn!(
+            volumes = holdings.mounted,
+            "volumes stay mounted; their pods cannot end before the plugin runs on this node again"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(error = %Chain(&error), "cannot count volumes"),
+    }
 }
 
 /// Events on pods, if they can be sent. Volumes do not depend on them, so the
 /// plugin serves without.
 fn events(node: &NodeConfig, metrics: &Metrics) -> Events {
-    let Some(place) = &node.api_server else {
+    let Some(place) = &node.events else {
         tracing::info!("no events on pods: not in a cluster, or not wanted");
         return Events::off();
     };
@@ -186,6 +207,28 @@ fn events(node: &NodeConfig, metrics: &Metrics) -> Events {
         tracing::error!(error = %Chain(&error), "no events on pods; --no-events means so");
         Events::off()
     })
+}
+
+/// The taint that keeps pods away until the plugin is ready, if there is one.
+fn startup_taint(node: &NodeConfig) -> Option<StartupTaint> {
+    let (key, place) = node.startup_taint.as_ref()?;
+    match StartupTaint::new(place, &node.node_id, key) {
+        Ok(taint) => Some(taint),
+        Err(error) => {
+            tracing::error!(error = %Chain(&error), "the startup taint stays on this node");
+            None
+        }
+    }
+}
+
+/// Takes the taint off whenever the plugin has become ready: a node that joins
+/// anew, with the same plugin, has it again.
+async fn keep_off(mut taint: StartupTaint, health: Health) {
+    loop {
+        health.ready().await;
+        taint.remove().await;
+        health.registration_said().await;
+    }
 }
 
 /// A task that ends when it is not wanted any more.

@@ -1,5 +1,5 @@
-//! The two requests that are made to the API server: an event is created, and
-//! one that is there is counted up.
+//! The requests that are made to the API server: an event is created, and one
+//! that is there is counted up; an object is read, and patched.
 
 use super::access::{Access, Token};
 use crate::secret::Secret;
@@ -16,6 +16,8 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(60);
 /// Bytes of an answer that are looked at: an error has a few hundred.
 const MAX_ANSWER_BYTES: usize = 16 << 10;
+/// Longest object that is read, in bytes. A node's lists its images.
+const MAX_OBJECT_BYTES: usize = 4 << 20;
 /// Characters of what the API server says that are repeated in a log line.
 const MAX_SHOWN: usize = 300;
 /// Longest pause that the API server can ask for.
@@ -117,6 +119,7 @@ impl Client {
         let url = format!("{}/api/v1/namespaces/{namespace}/events", self.server);
         self.send(Method::POST, &url, "application/json", body)
             .await
+            .0
     }
 
     /// Changes an event as a merge patch says.
@@ -127,6 +130,29 @@ impl Client {
         );
         self.send(Method::PATCH, &url, "application/merge-patch+json", body)
             .await
+            .0
+    }
+
+    /// Changes the object at `path` as a list of operations says; one of them may
+    /// be a test, and if that fails the object is not changed (RFC 6902).
+    pub(super) async fn patch(&mut self, path: &str, body: Vec<u8>) -> Answer {
+        let url = format!("{}{path}", self.server);
+        self.send(Method::PATCH, &url, "application/json-patch+json", body)
+            .await
+            .0
+    }
+
+    /// Reads the object at `path`.
+    pub(super) async fn read(&mut self, path: &str) -> Result<serde_json::Value, Answer> {
+        let url = format!("{}{path}", self.server);
+        let (answer, text) = self
+            .send(Method::GET, &url, "application/json", Vec::new())
+            .await;
+        match answer {
+            Answer::Done => serde_json::from_slice(&text)
+                .map_err(|_| Answer::Refused("its answer is not JSON".to_owned())),
+            other => Err(other),
+        }
     }
 
     async fn send(
@@ -135,19 +161,19 @@ impl Client {
         url: &str,
         content: &'static str,
         body: Vec<u8>,
-    ) -> Answer {
+    ) -> (Answer, Vec<u8>) {
         let first = self.try_send(method.clone(), url, content, &body).await;
         let Err(Unauthorized) = first else {
-            return first.unwrap_or_else(|Unauthorized| unauthorized());
+            return first.unwrap_or_else(|Unauthorized| (unauthorized(), Vec::new()));
         };
         // A token is replaced before it ends, so there may be a new one.
         match self.token.renew() {
             Ok(true) => self
                 .try_send(method, url, content, &body)
                 .await
-                .unwrap_or_else(|Unauthorized| unauthorized()),
-            Ok(false) => unauthorized(),
-            Err(error) => busy(crate::chain::Chain(&error).to_string()),
+                .unwrap_or_else(|Unauthorized| (unauthorized(), Vec::new())),
+            Ok(false) => (unauthorized(), Vec::new()),
+            Err(error) => (busy(crate::chain::Chain(&error).to_string()), Vec::new()),
         }
     }
 
@@ -157,7 +183,13 @@ impl Client {
         url: &str,
         content: &'static str,
         body: &[u8],
-    ) -> Result<Answer, Unauthorized> {
+    ) -> Result<(Answer, Vec<u8>), Unauthorized> {
+        let failed = |why: String| Ok((busy(why), Vec::new()));
+        // Of an error, no more than is told of it.
+        let limit = match method {
+            Method::GET => MAX_OBJECT_BYTES,
+            _ => MAX_ANSWER_BYTES,
+        };
         let mut request = self
             .http
             .request(method, url)
@@ -166,26 +198,26 @@ impl Client {
         match self.token.current().map(|token| token.map(bearer)) {
             Ok(None) => {}
             Ok(Some(Some(header))) => request = request.header(AUTHORIZATION, header),
-            Ok(Some(None)) => return Ok(busy("the token has characters that none has".to_owned())),
-            Err(error) => return Ok(busy(crate::chain::Chain(&error).to_string())),
+            Ok(Some(None)) => return failed("the token has characters that none has".to_owned()),
+            Err(error) => return failed(crate::chain::Chain(&error).to_string()),
         }
         // The client's own limit leaves out what it does before it connects.
         match tokio::time::timeout(self.within, async {
             let mut response = request.send().await?;
-            let text = start_of(&mut response).await?;
+            let text = start_of(&mut response, limit).await?;
             Ok::<_, reqwest::Error>((response, text))
         })
         .await
         {
-            Err(_) => Ok(busy("no answer in time".to_owned())),
+            Err(_) => failed("no answer in time".to_owned()),
             Ok(Err(error)) => {
                 let error = error.without_url();
-                Ok(busy(crate::chain::Chain(&error).to_string()))
+                failed(crate::chain::Chain(&error).to_string())
             }
             Ok(Ok((response, _))) if response.status() == StatusCode::UNAUTHORIZED => {
                 Err(Unauthorized)
             }
-            Ok(Ok((response, text))) => Ok(answer(&response, &text)),
+            Ok(Ok((response, text))) => Ok((answer(&response, &text), text)),
         }
     }
 }
@@ -209,9 +241,9 @@ fn bearer(token: &Secret) -> Option<HeaderValue> {
 }
 
 /// As much of the answer as is ever looked at.
-async fn start_of(response: &mut Response) -> Result<Vec<u8>, reqwest::Error> {
+async fn start_of(response: &mut Response, limit: usize) -> Result<Vec<u8>, reqwest::Error> {
     let mut text = Vec::new();
-    while text.len() < MAX_ANSWER_BYTES
+    while text.len() < limit
         && let Some(chunk) = response.chunk().await?
     {
         text.extend_from_slice(&chunk);

@@ -2,7 +2,7 @@
 
 use super::access::Place;
 use super::client::Client;
-use super::{Events, QUEUE};
+use super::{Events, QUEUE, StartupTaint};
 use crate::csi::events::PodEvents;
 use crate::image::digest::Digest;
 use crate::stage::Pulled;
@@ -160,7 +160,7 @@ async fn answer(
         path: head.uri.to_string(),
         content: header("content-type"),
         token: header("authorization"),
-        body: serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap(),
+        body: serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap_or_default(),
     };
     let number = {
         let mut all = all.lock().unwrap();
@@ -468,4 +468,106 @@ async fn no_events_is_an_error_only_where_they_were_meant_to_be() {
     let error = Events::start(&nowhere, "node-a", Metrics::default()).unwrap_err();
     let text = crate::chain::Chain(&error).to_string();
     assert!(text.contains("/nonexistent/kubeconfig"), "{text}");
+}
+
+/// A CSINode with these drivers, and a Node with these taints.
+fn csi_node(drivers: &[&str]) -> Value {
+    let drivers: Vec<Value> = drivers.iter().map(|name| json!({"name": name})).collect();
+    json!({"kind": "CSINode", "spec": {"drivers": drivers}})
+}
+
+fn taint(key: &str, effect: &str) -> Value {
+    json!({"key": key, "effect": effect})
+}
+
+fn quick_taint(api: &Api) -> StartupTaint {
+    let mut taint = StartupTaint::new(&api.place(), "node-a", "example.org/wait").unwrap();
+    taint.pause = Duration::from_millis(1);
+    taint
+}
+
+const CSI_NODE: &str = "/apis/storage.k8s.io/v1/csinodes/node-a";
+const NODE: &str = "/api/v1/nodes/node-a";
+
+#[tokio::test]
+async fn the_startup_taint_goes_and_others_stay() {
+    let others = [taint("a", "NoSchedule"), taint("b", "NoExecute")];
+    let ours = [
+        taint("example.org/wait", "NoExecute"),
+        taint("example.org/wait", "NoSchedule"),
+    ];
+    let all = vec![
+        others[0].clone(),
+        ours[0].clone(),
+        ours[1].clone(),
+        others[1].clone(),
+    ];
+    let found = all.clone();
+    let api = Api::start(move |_, asked| match (&*asked.method, &*asked.path) {
+        ("GET", CSI_NODE) => (Some(200), csi_node(&["other.example", crate::DRIVER_NAME])),
+        ("GET", NODE) => (Some(200), json!({"spec": {"taints": found}})),
+        ("PATCH", NODE) => (Some(200), json!({})),
+        _ => (Some(404), json!({})),
+    })
+    .await;
+    quick_taint(&api).remove().await;
+    let asked = api.asked();
+    assert_eq!(asked.len(), 3, "{asked:#?}");
+    assert_eq!(asked[2].content, "application/json-patch+json");
+    assert_eq!(asked[2].token, "Bearer first-token");
+    assert_eq!(
+        asked[2].body,
+        json!([
+            {"op": "test", "path": "/spec/taints", "value": all},
+            {"op": "replace", "path": "/spec/taints", "value": others},
+        ])
+    );
+}
+
+#[tokio::test]
+async fn a_node_without_the_taint_is_left_alone() {
+    for spec in [
+        json!({}),
+        json!({"taints": null}),
+        json!({"taints": [taint("other", "NoSchedule")]}),
+    ] {
+        let api = Api::start(move |_, asked| match &*asked.path {
+            CSI_NODE => (Some(200), csi_node(&[crate::DRIVER_NAME])),
+            _ => (Some(200), json!({"spec": spec})),
+        })
+        .await;
+        quick_taint(&api).remove().await;
+        assert!(api.asked().iter().all(|asked| asked.method == "GET"));
+    }
+}
+
+#[tokio::test]
+async fn the_startup_taint_stays_until_the_cluster_knows_the_plugin() {
+    let api = Api::start(move |number, asked| match (number, &*asked.path) {
+        // Not there, without drivers, with another one; then the API server is away.
+        (0, _) => (Some(404), json!({"reason": "NotFound"})),
+        (1, _) => (Some(200), json!({"spec": {}})),
+        (2, _) => (Some(200), csi_node(&["other.example"])),
+        (3, _) => (Some(503), json!({})),
+        (_, CSI_NODE) => (Some(200), csi_node(&[crate::DRIVER_NAME])),
+        (5, NODE) => (Some(403), json!({"reason": "Forbidden"})),
+        // Somebody changes the node, once.
+        (8, NODE) => (Some(422), json!({"reason": "Invalid"})),
+        _ => (
+            Some(200),
+            json!({"spec": {"taints": [taint("example.org/wait", "NoExecute")]}}),
+        ),
+    })
+    .await;
+    quick_taint(&api).remove().await;
+    let asked = api.asked();
+    let asked: Vec<(&str, &str)> = asked
+        .iter()
+        .map(|asked| (&*asked.method, &*asked.path))
+        .collect();
+    let (csi, get, patch) = (("GET", CSI_NODE), ("GET", NODE), ("PATCH", NODE));
+    let wanted = [
+        csi, csi, csi, csi, csi, get, csi, get, patch, csi, get, patch,
+    ];
+    assert_eq!(asked, wanted);
 }

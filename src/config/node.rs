@@ -18,8 +18,10 @@ use std::path::{Component, Path, PathBuf};
 
 /// Where kubelet looks for the socket of a plugin of this name.
 const DEFAULT_ENDPOINT: &str = "unix:///var/lib/kubelet/plugins/aufs-csi.dev/csi.sock";
+/// kubelet's directory where nobody gave it another one.
+pub(super) const DEFAULT_KUBELET_ROOT: &str = "/var/lib/kubelet";
 /// Where kubelet looks for sockets to register, below its own directory.
-const REGISTRATION_DIR: &str = "plugins_registry";
+pub(super) const REGISTRATION_DIR: &str = "plugins_registry";
 /// Where probes and metrics are served: for this node only.
 const DEFAULT_HTTP_ADDRESS: &str = "127.0.0.1:9809";
 /// How long access that a registry gave counts.
@@ -52,7 +54,7 @@ pub struct NodeArgs {
         env = "AUFS_CSI_KUBELET_ROOT",
         hide_env_values = true,
         value_name = "DIR",
-        default_value = "/var/lib/kubelet"
+        default_value = DEFAULT_KUBELET_ROOT
     )]
     pub kubelet_root: PathBuf,
 
@@ -211,6 +213,18 @@ pub struct NodeArgs {
     )]
     pub kubeconfig: Option<PathBuf>,
 
+    /// Key of a taint that is taken off this node once kubelet has registered the
+    /// plugin and volumes can be published, so that no pod comes before. Needs
+    /// the API server, as events do, with the verbs get and patch of nodes and
+    /// get of csinodes.
+    #[arg(
+        long,
+        env = "AUFS_CSI_STARTUP_TAINT",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    pub startup_taint: Option<String>,
+
     /// Where credentials of registries are.
     #[command(flatten)]
     pub credentials: NodeCredentialArgs,
@@ -251,7 +265,9 @@ pub struct NodeConfig {
     /// Where probes and metrics are served, if anywhere.
     pub http_address: Option<SocketAddr>,
     /// Which API server is told of events, if one is.
-    pub api_server: Option<Place>,
+    pub events: Option<Place>,
+    /// Which taint is taken off the node when all is ready, and where, if any.
+    pub startup_taint: Option<(String, Place)>,
     /// Where the node's credentials of registries are.
     pub credentials: CredentialSettings,
     /// What goes from the store when.
@@ -352,9 +368,21 @@ impl NodeArgs {
             .kubeconfig
             .map(|file| directory("--kubeconfig", Some(file), "", faults));
         let api_server = match kubeconfig {
-            _ if self.no_events => None,
             Some(file) => file.map(Place::Kubeconfig),
             None => in_pod(environment),
+        };
+        let startup_taint = match (self.startup_taint, &api_server) {
+            // A variable that is set to nothing.
+            (Some(key), _) if key.is_empty() => None,
+            (None, _) => None,
+            (Some(key), Some(place)) => Some((key, place.clone())),
+            (Some(_), None) => {
+                faults.push(ConfigFault::Missing {
+                    option: "--kubeconfig",
+                    remedy: "--startup-taint needs the API server, which is known without it only in a pod",
+                });
+                None
+            }
         };
         let credentials = self.credentials.validate(faults);
         let collect = self.collect.validate(&self.prefetch, faults);
@@ -389,7 +417,8 @@ impl NodeArgs {
                 None => None,
             },
             http_address,
-            api_server,
+            events: api_server.filter(|_| !self.no_events),
+            startup_taint,
             credentials: credentials?,
             collect: collect?,
         })
@@ -479,6 +508,7 @@ mod tests {
             policy: None,
             selinux_context: None,
             kubeconfig: None,
+            startup_taint: None,
             credentials: NodeCredentialArgs::default(),
             prefetch: Vec::new(),
             collect: CollectArgs::default(),
@@ -599,7 +629,7 @@ mod tests {
                 ..node_args()
             };
             let config = args.validate(environment, &mut Vec::new());
-            config.map(|config| config.api_server)
+            config.map(|config| config.events)
         };
         let in_pod = Place::Pod {
             host: "10.96.0.1".to_owned(),
@@ -614,6 +644,34 @@ mod tests {
         );
         assert_eq!(to(&pod, true, Some("/etc/kubeconfig")), Some(None));
         assert_eq!(to(&pod, false, Some("kubeconfig")), None);
+    }
+
+    #[test]
+    fn a_startup_taint_needs_the_api_server() {
+        let pod = |name: &str| match name {
+            "KUBERNETES_SERVICE_HOST" => Some("10.96.0.1".to_owned()),
+            "KUBERNETES_SERVICE_PORT" => Some("443".to_owned()),
+            _ => None,
+        };
+        let taint = |environment: Environment<'_>, key: &str| {
+            let args = NodeArgs {
+                startup_taint: Some(key.to_owned()),
+                // Not a reason to leave it.
+                no_events: true,
+                ..node_args()
+            };
+            let mut faults = Vec::new();
+            let config = args.validate(environment, &mut faults);
+            let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            config
+                .map(|config| config.startup_taint.map(|(key, _)| key))
+                .ok_or(faults)
+        };
+        assert_eq!(taint(&pod, "a/b"), Ok(Some("a/b".to_owned())));
+        assert_eq!(taint(&pod, ""), Ok(None));
+        let faults = taint(&empty, "a/b").unwrap_err();
+        assert_eq!(faults.len(), 1);
+        assert!(faults[0].contains("--startup-taint"), "{faults:?}");
     }
 
     #[test]

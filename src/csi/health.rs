@@ -77,6 +77,26 @@ impl Health {
         matches!(*self.0.phase.borrow(), Phase::Serving | Phase::Unusable(_))
     }
 
+    /// Waits until every condition of readiness holds.
+    pub async fn ready(&self) {
+        let mut phase = self.0.phase.subscribe();
+        let mut registration = self.0.registration.subscribe();
+        while self.conditions().iter().any(|(_, result)| result.is_err()) {
+            // The senders are this very object's.
+            let _ = tokio::select! {
+                changed = phase.changed() => changed,
+                changed = registration.changed() => changed,
+            };
+        }
+    }
+
+    /// Waits until kubelet says something of the registration, be it the same
+    /// again, or the plugin's socket is made anew.
+    pub async fn registration_said(&self) {
+        // The sender is this very object's.
+        let _ = self.0.registration.subscribe().changed().await;
+    }
+
     /// The answer to a probe.
     pub fn answer(&self) -> Answer {
         match &*self.0.phase.borrow() {
@@ -147,5 +167,31 @@ mod tests {
         health.stopping();
         assert_eq!(faults(&health), ["process"]);
         assert_eq!(health.answer(), Answer::NotReady);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_readiness_is_woken_by_its_last_condition() {
+        let health = Health::default();
+        health.registration().send_replace(Registered::Waiting);
+        let waiting = tokio::spawn({
+            let health = health.clone();
+            async move { health.ready().await }
+        });
+        tokio::task::yield_now().await;
+        health.tested(Ok(()));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        let registration = health.registration();
+        registration.send_replace(Registered::Yes);
+        waiting.await.unwrap();
+        // That kubelet says the same again is news, too.
+        let waiting = tokio::spawn({
+            let health = health.clone();
+            async move { health.registration_said().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        registration.send_replace(Registered::Yes);
+        waiting.await.unwrap();
     }
 }

@@ -33,6 +33,7 @@
 mod commit;
 mod ingest;
 mod lease;
+mod purge;
 mod records;
 mod removal;
 mod stacks;
@@ -41,6 +42,7 @@ mod tests;
 
 pub use ingest::Ingest;
 pub use lease::{Held, Lease};
+pub(crate) use purge::remove_empty;
 pub(crate) use records::hex;
 pub use records::{
     BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StoredAttrs,
@@ -217,6 +219,7 @@ impl Store {
                         is: if found.rootless { "rootless" } else { "root's" },
                     });
                 }
+                make_directories(root)?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => create(root, rootless)?,
             Err(error) => return Err(StoreError::io("read", &file)(error)),
@@ -304,6 +307,25 @@ impl Store {
     }
 }
 
+/// Makes those that are missing: in a new store all, and in one whose removal was
+/// cut short what had gone by then.
+fn make_directories(root: &Path) -> Result<(), StoreError> {
+    for name in ["diff", "layers", "images", "ingest", "volumes"] {
+        let path = root.join(name);
+        if path.is_dir() {
+            continue;
+        }
+        steps::before("make a directory of the store");
+        match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::io("create", &path)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn create(root: &Path, rootless: bool) -> Result<(), StoreError> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -337,16 +359,7 @@ fn create(root: &Path, rootless: bool) -> Result<(), StoreError> {
     fs::set_permissions(root, fs::Permissions::from_mode(0o700))
         .map_err(StoreError::io("protect", root))?;
     bare(root)?;
-    for name in ["diff", "layers", "images", "ingest", "volumes"] {
-        let path = root.join(name);
-        steps::before("make a directory of the store");
-        match fs::DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(StoreError::io("create", &path)(error));
-            }
-            _ => {}
-        }
-    }
+    make_directories(root)?;
     // Shared by all who make it at once, and so that nobody cleans meanwhile.
     let path = root.join("store.lock");
     let lock = open_lock(&path).map_err(StoreError::io("open", &path))?;

@@ -25,6 +25,8 @@ const SECONDS: [f64; 16] = [
 
 /// Media type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// What can become of an event; see [`Metrics::event`].
+const EVENT_OUTCOMES: [&str; 5] = ["sent", "limited", "dropped", "refused", "failed"];
 
 /// A label with its value.
 type Label = (&'static str, String);
@@ -214,6 +216,11 @@ impl Default for Metrics {
             "Events on pods by what became of them: sent, limited, dropped, refused or failed",
             Family::clone(&events),
         );
+        // There from the start, so that the first of them is an increase.
+        for outcome in EVENT_OUTCOMES {
+            let labels = [("outcome", outcome.to_owned())];
+            drop(events.get_or_create(&labels));
+        }
         let policy_reloads = Family::default();
         own.register(
             "policy_reloads",

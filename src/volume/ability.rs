@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Where a self-test's result is kept, in the run directory.
-const PROBE_FILE: &str = "probe.json";
+pub(super) const PROBE_FILE: &str = "probe.json";
 
 /// A self-test's result that is kept.
 #[derive(serde::Serialize, serde::Deserialize)]

@@ -37,7 +37,7 @@ pub struct Finding {
 /// What a node can do, and how. Its field names are those of `--output json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
 pub struct CheckReport {
-    /// The union that `auto` means here; none if there is none.
+    /// The union that volumes get here, if they get any.
     pub union: Option<Backend>,
     /// Everything that was looked at, in a fixed order.
     pub findings: Vec<Finding>,
@@ -53,7 +53,8 @@ impl CheckReport {
 
 impl Volumes {
     /// Looks at what volumes need of this node, with a real mount of each union.
-    pub fn check(&self) -> CheckReport {
+    /// What `wanted` says must be among those that work.
+    pub fn check(&self, wanted: UnionRequest) -> CheckReport {
         let mut findings = Vec::new();
         let branches = self.store.branches();
         findings.push(match branches {
@@ -70,9 +71,9 @@ impl Volumes {
         findings.extend(self.disk());
         let union = match self.probe_afresh() {
             Ok(probe) => {
-                unions(probe, &mut findings);
+                unions(probe, wanted, &mut findings);
                 findings.extend(exceptions(probe));
-                choose(UnionRequest::Auto, probe).ok()
+                choose(wanted, probe).ok()
             }
             Err(error) => {
                 findings.push(failed("self-test", Chain(&error).to_string(), None));
@@ -148,13 +149,14 @@ fn exceptions(probe: &Probe) -> Vec<Finding> {
     found
 }
 
-/// What the probe says; that one union is missing fails only where both are.
-fn unions(probe: &Probe, findings: &mut Vec<Finding>) {
+/// What the probe says; that a union is missing fails only where it is wanted, or
+/// where both are missing.
+fn unions(probe: &Probe, wanted: UnionRequest, findings: &mut Vec<Finding>) {
     findings.push(ok("kernel", probe.kernel.clone()));
     let is_none = probe.aufs.is_err() && probe.overlay.is_err();
-    let missing = |subject, unusable: &Unusable| Finding {
+    let missing = |subject, only, unusable: &Unusable| Finding {
         subject: String::from(subject),
-        verdict: if is_none {
+        verdict: if is_none || wanted == only {
             Verdict::Failed
         } else {
             Verdict::Warning
@@ -164,11 +166,11 @@ fn unions(probe: &Probe, findings: &mut Vec<Finding>) {
     };
     findings.push(match &probe.aufs {
         Ok(facts) => ok("aufs", describe_aufs(facts)),
-        Err(unusable) => missing("aufs", unusable),
+        Err(unusable) => missing("aufs", UnionRequest::Aufs, unusable),
     });
     findings.push(match &probe.overlay {
         Ok(facts) => ok("overlay", describe_overlay(facts)),
-        Err(unusable) => missing("overlay", unusable),
+        Err(unusable) => missing("overlay", UnionRequest::Overlay, unusable),
     });
 }
 

@@ -125,6 +125,21 @@ pub enum VolumeError {
         /// Why not.
         source: Box<VolumeError>,
     },
+    /// The plugin still serves, and would go on using what is removed.
+    #[error("the plugin runs: {socket} answers; uninstall it first", socket = socket.display())]
+    PluginRuns {
+        /// One of its sockets.
+        socket: PathBuf,
+    },
+    /// There are volumes, or mounts of ours.
+    #[error(
+        "still in use: {}; delete these pods, or unmount these volumes, then try again",
+        what.join(", ")
+    )]
+    StillInUse {
+        /// Each of them, in words.
+        what: Vec<String>,
+    },
     /// The disk or the store is full, and nothing more may be removed.
     #[error(
         "no space in the store {root}, and nothing more of it may go ({needed} images are in use, {young} were used a moment ago): free space on that filesystem of the node, remove pods that use other images, or change --max-store-size or --gc-min-age",
@@ -401,7 +416,9 @@ impl VolumeError {
             | VolumeError::ReadOnly { .. } => ErrorKind::FailedPrecondition,
             VolumeError::OtherRequest { .. } => ErrorKind::AlreadyExists,
             // Another process has to let go first, and may.
-            VolumeError::OtherNamespace { .. }
+            VolumeError::PluginRuns { .. }
+            | VolumeError::StillInUse { .. }
+            | VolumeError::OtherNamespace { .. }
             | VolumeError::Covered { .. }
             | VolumeError::Ended { .. } => ErrorKind::Aborted,
             VolumeError::NoSuchVolume { .. }

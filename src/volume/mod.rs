@@ -16,6 +16,7 @@
 //! pulls       images from registries, for volumes and commands
 //! pods        kubelet's directories
 //! recover     records × mount table → what has to be put right (pure)
+//! purge       the end of everything on this node
 //! upkeep      doing that, at the start and from time to time
 //! collect     what of the store goes when space is short, and what stays
 //! stats       how full a volume is
@@ -33,6 +34,7 @@ pub mod lock;
 pub mod pods;
 mod publish;
 mod pulls;
+pub mod purge;
 pub mod record;
 pub mod recover;
 mod shared;

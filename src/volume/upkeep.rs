@@ -333,7 +333,7 @@ impl Volumes {
         Ok(found)
     }
 
-    fn table(&self) -> Result<Vec<MountEntry>, VolumeError> {
+    pub(super) fn table(&self) -> Result<Vec<MountEntry>, VolumeError> {
         self.host
             .mount_table()
             .map_err(StoreError::io("read", Path::new("the mount table")))

@@ -1,0 +1,73 @@
+//! The end of a store.
+
+use super::{Store, StoreError, remove_directory};
+use crate::layer::steps;
+use rustix::fs::FlockOperation;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// What says that something else is there goes before it: whatever is left by a
+/// kill, the store can be opened, used, and purged again.
+const FIRST: [&str; 4] = ["images", "pulls", "access", "layers"];
+/// Its existence makes the directory a store, so it goes last.
+const LAST: &str = "store.json";
+/// The filesystem's own, where the store has one to itself.
+const THEIRS: &str = "lost+found";
+
+impl Store {
+    /// Removes the store with everything in it, whatever its name, for the
+    /// directory is the store's alone. Waits for who uses it. Nothing may be
+    /// mounted in it; a mount point ends it with an error. The directory itself
+    /// stays where something is mounted on it, or where it is a mount.
+    pub fn purge(&self) -> Result<(), StoreError> {
+        let lock = self.root.join("store.lock");
+        rustix::fs::flock(&self.lock, FlockOperation::LockExclusive)
+            .map_err(io::Error::from)
+            .map_err(StoreError::io("lock", &lock))?;
+        let mut names: Vec<OsString> = FIRST.map(OsString::from).into();
+        for entry in fs::read_dir(&self.root).map_err(StoreError::io("list", &self.root))? {
+            let name = entry
+                .map_err(StoreError::io("list", &self.root))?
+                .file_name();
+            if name != LAST && name != THEIRS && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names.push(LAST.into());
+        for name in names {
+            steps::before("remove a part of the store");
+            remove(&self.root.join(name))?;
+        }
+        steps::before("remove the store's directory");
+        remove_empty(&self.root)
+    }
+}
+
+/// Removes a file, or a directory with everything in it; absent is fine.
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => remove_directory(path),
+        Ok(_) => fs::remove_file(path).map_err(StoreError::io("remove", path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(StoreError::io("read", path)(error)),
+    }
+}
+
+/// Removes a directory if it is empty, nobody's mount point, and there.
+pub(crate) fn remove_empty(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir(path) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::DirectoryNotEmpty
+                    | io::ErrorKind::ResourceBusy
+            ) =>
+        {
+            Err(StoreError::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,104 @@
+//! The end of everything on this node: for whoever has uninstalled the plugin.
+
+use super::ability::PROBE_FILE;
+use super::record;
+use super::{VolumeError, Volumes};
+use crate::layer::steps;
+use crate::layer::store::{StoreError, remove_directory, remove_empty};
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What there is beside the store and the run directory.
+#[derive(Debug, Clone)]
+pub struct Elsewhere {
+    /// kubelet's directory, which tells whether a pod still wants its volume. It
+    /// need not be there.
+    pub kubelet_root: PathBuf,
+    /// The plugin's sockets. While one of them answers, the plugin runs.
+    pub sockets: Vec<PathBuf>,
+    /// Directories that go if they are empty then.
+    pub directories: Vec<PathBuf>,
+}
+
+impl Volumes {
+    /// Removes all that is ours from this node: layers, records, sockets. Not
+    /// while the plugin runs, and not while there is a volume or anything else
+    /// mounted: these are named, and nothing is removed. May be called again
+    /// whatever became of an earlier call.
+    pub fn purge(&self, elsewhere: &Elsewhere) -> Result<(), VolumeError> {
+        for socket in &elsewhere.sockets {
+            if UnixStream::connect(socket).is_ok() {
+                return Err(VolumeError::PluginRuns {
+                    socket: socket.clone(),
+                });
+            }
+        }
+        // What nobody wants any more goes the usual way.
+        if elsewhere.kubelet_root.exists() {
+            self.recover(&elsewhere.kubelet_root)?;
+            self.reap(&elsewhere.kubelet_root, Duration::ZERO)?;
+        }
+        let left = self.left()?;
+        if !left.is_empty() {
+            return Err(VolumeError::StillInUse { what: left });
+        }
+        self.store.purge().map_err(VolumeError::Store)?;
+        let remove = || -> Result<(), StoreError> {
+            let run = &self.options.run_dir;
+            steps::before("remove the run directory");
+            for name in ["xino", "probe"] {
+                remove_directory(&run.join(name))?;
+            }
+            remove_file(&run.join(PROBE_FILE))?;
+            remove_empty(run)?;
+            for socket in &elsewhere.sockets {
+                steps::before("remove a socket");
+                remove_file(socket)?;
+            }
+            elsewhere
+                .directories
+                .iter()
+                .try_for_each(|path| remove_empty(path))
+        };
+        remove().map_err(VolumeError::Store)
+    }
+
+    /// Volumes, and mounts in the store or the run directory, each with words
+    /// that help to find who has it.
+    fn left(&self) -> Result<Vec<String>, VolumeError> {
+        let records = record::all(&self.store).map_err(VolumeError::Store)?;
+        let mut left = Vec::new();
+        for dir in record::directories(&self.store).map_err(VolumeError::Store)? {
+            let known = records.iter().find(|(known, _)| *known == dir);
+            match known.map(|(_, record)| record) {
+                Some(record) => left.push(match &record.pod {
+                    Some(pod) => format!("pod {pod} at {}", record.target.display()),
+                    None => format!("{} at {}", record.volume_id, record.target.display()),
+                }),
+                // Of a newer version of this program, or damaged.
+                None if record::exists(&dir) => left.push(dir.display().to_string()),
+                None => {}
+            }
+        }
+        for entry in self.table()? {
+            let at = &entry.mount_point;
+            let is_below = |base: &Path| at.starts_with(base) && at != base;
+            if is_below(self.store.root()) || is_below(&self.options.run_dir) {
+                left.push(format!("a mount at {}", at.display()));
+            }
+        }
+        Ok(left)
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
