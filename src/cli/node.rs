@@ -13,7 +13,6 @@ use crate::csi::server::{
 };
 use crate::probes::{Probes, Watched};
 use crate::telemetry::{self, Metrics};
-use crate::union::probe::UnionRequest;
 use crate::volume::upkeep::{DOUBT, Upkeep};
 use crate::volume::{CollectSettings, PullOptions, VolumeOptions, Volumes};
 use std::future::Future;
@@ -149,7 +148,7 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
     });
     let _prefetch = Task(tokio::spawn(keep_prefetched(
         Arc::clone(&volumes),
-        node.policy.union,
+        policy.clone(),
     )));
     let _policy = node.policy_file.map(|(follower, _)| {
         let ruled = Ruled {
@@ -431,12 +430,13 @@ async fn keep_up(volumes: Arc<Volumes>, kubelet_root: PathBuf, metrics: Metrics)
 /// Has the images of the operator's list on the node, for as long as the plugin
 /// serves. A task of its own: a pull may take longer than volumes can wait to be
 /// looked after.
-async fn keep_prefetched(volumes: Arc<Volumes>, union: UnionRequest) {
+async fn keep_prefetched(volumes: Arc<Volumes>, policy: LivePolicy) {
     let mut ticks = tokio::time::interval(PREFETCH_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let volumes = Arc::clone(&volumes);
+        let union = policy.now().union;
         blocking(move || volumes.prefetch(union)).await;
     }
 }

@@ -79,9 +79,9 @@ impl Volumes {
         named.retain(|record| name.is_none_or(|name| name_in_pod(record) == name));
         // A pod that was made again has the name of one that is just going.
         if named.len() > 1 {
-            let staying = |record: &&VolumeRecord| record.state == VolumeState::Mounted;
-            if named.iter().any(|record| staying(&record)) {
-                named.retain(|record| staying(&record));
+            let staying = |record: &VolumeRecord| record.state == VolumeState::Mounted;
+            if named.iter().any(|record| staying(record)) {
+                named.retain(|record| staying(record));
             }
         }
         match (&named[..], name) {

@@ -150,12 +150,13 @@ impl<W: io::Write> Exporter<W> {
             (false, _) => path.to_vec(),
         };
         let mut entry = empty(shown, kind, attrs);
-        if kind != EntryKind::Directory && stat.st_nlink > 1 {
-            if let Some(first) = self.linked.get(&stat.st_ino) {
-                entry.kind = EntryKind::HardLink;
-                entry.link = first.clone();
-                return self.write(&entry);
-            }
+        if kind != EntryKind::Directory
+            && stat.st_nlink > 1
+            && let Some(first) = self.linked.get(&stat.st_ino)
+        {
+            entry.kind = EntryKind::HardLink;
+            entry.link = first.clone();
+            return self.write(&entry);
         }
         match kind {
             EntryKind::Symlink => {
@@ -187,7 +188,6 @@ impl<W: io::Write> Exporter<W> {
     }
 
     /// Whether it was there to be written.
-
     fn file(
         &mut self,
         path: &[u8],
