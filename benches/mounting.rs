@@ -66,6 +66,7 @@ fn compare() -> Result<ExitCode> {
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
             pull: Default::default(),
+            limits: Default::default(),
         },
         Arc::new(LinuxHost),
     )?;

@@ -141,6 +141,7 @@ fn child(layout: &Path, dir: &Path) -> Result<()> {
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
             pull: Default::default(),
+            limits: Default::default(),
         },
         Arc::new(LinuxHost),
     )?;

@@ -253,6 +253,7 @@ impl StoreArgs {
                 stage: StageOptions::default(),
                 host_proc: host_proc?,
                 pull: PullOptions::default(),
+                limits: Default::default(),
             },
             log_format,
             log_level: log_level.ok()?,

@@ -603,6 +603,7 @@ fn open(
             },
             host_proc: "/proc".into(),
             pull: Default::default(),
+            limits: Default::default(),
         },
         Arc::new(LinuxHost),
     )

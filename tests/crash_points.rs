@@ -20,7 +20,7 @@ use aufs_csi::image::reference::Source;
 use aufs_csi::layer::steps;
 use aufs_csi::union::unmount;
 use aufs_csi::volume::record::VolumeState;
-use aufs_csi::volume::{Owner, PublishRequest, Published, UnpublishRequest, Volumes};
+use aufs_csi::volume::{Medium, Owner, PublishRequest, Published, UnpublishRequest, Volumes};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
@@ -129,7 +129,7 @@ impl Host for Mortal {
 fn dies() {
     let orders = std::env::var(ORDERS).expect("this is no test of its own");
     let orders: Vec<&str> = orders.split('\n').collect();
-    let [node, source, work, read_only, last] = orders[..] else {
+    let [node, source, work, kind, last] = orders[..] else {
         panic!("{orders:?}");
     };
     let last = last.parse().unwrap();
@@ -138,7 +138,7 @@ fn dies() {
     let volumes = Volumes::open(TestNode::options(node), Arc::new(Mortal { last })).unwrap();
     let result = match work {
         "publish" => {
-            let request = publish_request(node, &source.parse().unwrap(), read_only == "true");
+            let request = publish_request(node, &source.parse().unwrap(), Kind::named(kind));
             volumes.publish(&request, &()).map(drop)
         }
         _ => volumes.unpublish(&unpublish_request(node)),
@@ -158,9 +158,14 @@ fn target(node: &Path) -> PathBuf {
     kubelet(node).join("pods/0-1-2/volumes/kubernetes.io~csi/data/mount")
 }
 
-fn publish_request(node: &Path, source: &Source, read_only: bool) -> PublishRequest {
+fn publish_request(node: &Path, source: &Source, kind: Kind) -> PublishRequest {
     PublishRequest {
-        read_only,
+        read_only: kind == Kind::ReadOnly,
+        size_limit: matches!(kind, Kind::Disk | Kind::Memory).then_some(1 << 20),
+        medium: match kind {
+            Kind::Memory => Medium::Memory,
+            _ => Medium::Disk,
+        },
         union: union(),
         attributes: [("image".to_owned(), source.to_string())].into(),
         owner: Owner::Plugin,
@@ -173,6 +178,37 @@ fn unpublish_request(node: &Path) -> UnpublishRequest {
         volume_id: VOLUME.to_owned(),
         target: target(node),
         clear_target: true,
+    }
+}
+
+/// Which kind of volume it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    ReadOnly,
+    Writable,
+    /// With a limit, on disk.
+    Disk,
+    /// With a limit, in memory.
+    Memory,
+}
+
+impl Kind {
+    const ALL: [Kind; 4] = [Kind::ReadOnly, Kind::Writable, Kind::Disk, Kind::Memory];
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::ReadOnly => "read-only",
+            Kind::Writable => "writable",
+            Kind::Disk => "limited on disk",
+            Kind::Memory => "limited in memory",
+        }
+    }
+
+    fn named(name: &str) -> Self {
+        Kind::ALL
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .unwrap()
     }
 }
 
@@ -218,7 +254,7 @@ struct Scene {
     source: Source,
     /// What the image is.
     image: Tree,
-    read_only: bool,
+    kind: Kind,
     work: Work,
 }
 
@@ -254,7 +290,7 @@ fn names(dir: &Path) -> BTreeSet<String> {
 }
 
 impl Scene {
-    fn new(layers: &[Layer], read_only: bool, work: Work) -> Self {
+    fn new(layers: &[Layer], kind: Kind, work: Work) -> Self {
         let node = TestNode::new();
         // Kept for the processes that follow: a self-test takes a second.
         node.volumes.probe().unwrap();
@@ -262,7 +298,7 @@ impl Scene {
             source: node.image("image", layers),
             image: flatten(layers).unwrap(),
             node,
-            read_only,
+            kind,
             work,
         }
     }
@@ -282,7 +318,7 @@ impl Scene {
     }
 
     fn publish(&self, volumes: &Volumes, what: &str) -> Published {
-        let request = publish_request(self.node.path(), &self.source, self.read_only);
+        let request = publish_request(self.node.path(), &self.source, self.kind);
         volumes
             .publish(&request, &())
             .unwrap_or_else(|error| panic!("{what}: publish: {}", chain(&error)))
@@ -300,6 +336,17 @@ impl Scene {
             .map(|entry| entry.mount_point)
             .filter(|at| at.starts_with(self.node.path()))
             .collect()
+    }
+
+    /// What is mounted of a volume that is, in the order in which it was.
+    fn own_mounts(&self) -> Vec<PathBuf> {
+        let volumes = self.store().join("volumes");
+        let is_limited = matches!(self.kind, Kind::Disk | Kind::Memory);
+        let own = names(&volumes)
+            .into_iter()
+            .find(|name| is_limited && !name.ends_with(".lock"));
+        let own = own.map(|name| volumes.join(name).join("fs"));
+        own.into_iter().chain([self.target()]).collect()
     }
 
     /// As kubelet does it before it asks for a volume.
@@ -329,7 +376,7 @@ impl Scene {
         }
         let volumes = self.start();
         self.publish(&volumes, "before");
-        if !self.read_only {
+        if self.kind != Kind::ReadOnly {
             fs::write(self.target().join("a/1"), "by the pod").unwrap();
             fs::remove_dir_all(self.target().join("b")).unwrap();
         }
@@ -339,6 +386,9 @@ impl Scene {
             unmount(&LinuxHost, &[&self.target()], Duration::from_secs(5)).unwrap();
         }
         if self.work == Work::AfterReboot {
+            for at in self.mounts() {
+                unmount(&LinuxHost, &[&at], Duration::from_secs(5)).unwrap();
+            }
             let record = names(&self.store().join("volumes"));
             let record = record.iter().find(|name| !name.ends_with(".lock")).unwrap();
             let record = self
@@ -368,7 +418,7 @@ impl Scene {
                 Work::Unpublish => "unpublish",
                 Work::Publish | Work::MountAgain | Work::AfterReboot => "publish",
             },
-            &self.read_only.to_string(),
+            self.kind.name(),
             &last.to_string(),
         ];
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -427,7 +477,7 @@ impl Scene {
 
     /// The volume is mounted once, and shows this.
     fn shows(&self, expected: &Tree, what: &str) {
-        assert_eq!(self.mounts(), [self.target()], "{what}: mounts");
+        assert_eq!(self.mounts(), self.own_mounts(), "{what}: mounts");
         let found = read(&self.target()).unwrap();
         assert_same(what, expected, &found, Compared::ALL);
     }
@@ -542,9 +592,9 @@ impl Scene {
             }
         }
         println!(
-            "{:?}, read-only {}: {} points in {:?}: {points:#?}",
+            "{:?}, {}: {} points in {:?}: {points:#?}",
             self.work,
-            self.read_only,
+            self.kind.name(),
             points.len(),
             begin.elapsed(),
         );
@@ -556,48 +606,73 @@ impl Scene {
 
 #[test]
 fn while_it_publishes_a_writable_volume() {
-    Scene::new(&stack(), false, Work::Publish).kill_at_every_point(50);
+    Scene::new(&stack(), Kind::Writable, Work::Publish).kill_at_every_point(50);
 }
 
 #[test]
 fn while_it_publishes_a_read_only_volume() {
-    Scene::new(&stack(), true, Work::Publish).kill_at_every_point(50);
+    Scene::new(&stack(), Kind::ReadOnly, Work::Publish).kill_at_every_point(50);
+}
+
+#[test]
+fn while_it_publishes_a_volume_with_a_limit_on_disk() {
+    Scene::new(&single(), Kind::Disk, Work::Publish).kill_at_every_point(50);
+}
+
+#[test]
+fn while_it_publishes_a_volume_with_a_limit_in_memory() {
+    Scene::new(&single(), Kind::Memory, Work::Publish).kill_at_every_point(50);
+}
+
+#[test]
+fn while_it_mounts_a_volume_with_a_limit_again() {
+    Scene::new(&stack(), Kind::Memory, Work::MountAgain).kill_at_every_point(10);
+}
+
+#[test]
+fn while_it_mounts_a_volume_with_a_limit_again_after_a_reboot() {
+    Scene::new(&stack(), Kind::Disk, Work::AfterReboot).kill_at_every_point(10);
+}
+
+#[test]
+fn while_it_unpublishes_a_volume_with_a_limit() {
+    Scene::new(&stack(), Kind::Disk, Work::Unpublish).kill_at_every_point(20);
 }
 
 #[test]
 fn while_it_publishes_a_single_layer() {
-    Scene::new(&single(), true, Work::Publish).kill_at_every_point(40);
+    Scene::new(&single(), Kind::ReadOnly, Work::Publish).kill_at_every_point(40);
 }
 
 #[test]
 fn while_it_mounts_a_volume_again() {
-    Scene::new(&stack(), false, Work::MountAgain).kill_at_every_point(10);
+    Scene::new(&stack(), Kind::Writable, Work::MountAgain).kill_at_every_point(10);
 }
 
 #[test]
 fn while_it_mounts_a_volume_again_after_a_reboot() {
-    Scene::new(&stack(), false, Work::AfterReboot).kill_at_every_point(10);
+    Scene::new(&stack(), Kind::Writable, Work::AfterReboot).kill_at_every_point(10);
 }
 
 #[test]
 fn while_it_mounts_a_single_layer_again() {
-    Scene::new(&single(), true, Work::MountAgain).kill_at_every_point(10);
+    Scene::new(&single(), Kind::ReadOnly, Work::MountAgain).kill_at_every_point(10);
 }
 
 #[test]
 fn while_it_unpublishes_a_writable_volume() {
-    Scene::new(&stack(), false, Work::Unpublish).kill_at_every_point(20);
+    Scene::new(&stack(), Kind::Writable, Work::Unpublish).kill_at_every_point(20);
 }
 
 #[test]
 fn while_it_unpublishes_a_single_layer() {
-    Scene::new(&single(), true, Work::Unpublish).kill_at_every_point(15);
+    Scene::new(&single(), Kind::ReadOnly, Work::Unpublish).kill_at_every_point(15);
 }
 
 #[test]
 fn a_mount_without_a_record_does_not_keep_the_store_shut() {
     let _at_work = at_work();
-    let scene = Scene::new(&single(), true, Work::Publish);
+    let scene = Scene::new(&single(), Kind::ReadOnly, Work::Publish);
     // As after somebody has removed the record of a volume that was being mounted.
     let staging = scene
         .store()

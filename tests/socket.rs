@@ -351,13 +351,7 @@ async fn a_wrong_request_is_refused_before_anything_is_done() {
             set(r, "sizeLimit", "-1")
         }),
         ("cannot be used with this version: ", |r| {
-            set(r, "sizeLimit", "1Gi")
-        }),
-        ("cannot be used with this version: ", |r| {
             set(r, "subPath", "opt")
-        }),
-        ("cannot be used with this version: ", |r| {
-            set(r, "medium", "Memory")
         }),
     ];
     let server = Server::start().await;

@@ -3,7 +3,8 @@
 use super::CliError;
 use super::progress::Shown;
 use super::stage::{Choice, Pull, Registries, source};
-use crate::volume::{PublishRequest, PullChoice, Volumes};
+use crate::volume::attributes::quantity;
+use crate::volume::{Medium, PublishRequest, PullChoice, Volumes};
 use clap::builder::BoolishValueParser;
 use std::collections::BTreeMap;
 use std::io;
@@ -27,6 +28,27 @@ pub(super) struct Args {
         value_parser = BoolishValueParser::new()
     )]
     read_only: bool,
+    /// Most bytes of the writable layer, as a Kubernetes quantity like 500Mi or 2Gi.
+    /// [default: no limit on disk]
+    #[arg(
+        long,
+        env = "AUFS_CSI_SIZE_LIMIT",
+        hide_env_values = true,
+        value_name = "QUANTITY",
+        value_parser = quantity,
+        conflicts_with = "read_only"
+    )]
+    size_limit: Option<u64>,
+    /// Where the writable layer is: disk, or memory, which needs a --size-limit.
+    #[arg(
+        long,
+        env = "AUFS_CSI_MEDIUM",
+        hide_env_values = true,
+        value_enum,
+        default_value = "disk",
+        conflicts_with = "read_only"
+    )]
+    medium: Where,
     /// Id of the volume, by which `diff` and `export` find it too.
     /// [default: the target's path]
     #[arg(
@@ -46,6 +68,13 @@ pub(super) struct Args {
     pub(super) registries: Registries,
 }
 
+/// Where a writable layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Where {
+    Disk,
+    Memory,
+}
+
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
     let source = source(&args.image)?;
     let platform = args.choice.platform()?;
@@ -62,6 +91,12 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
     if let Some(platform) = &platform {
         attributes.insert("platform".to_owned(), platform.to_string());
     }
+    if let Some(bytes) = args.size_limit {
+        attributes.insert("sizeLimit".to_owned(), bytes.to_string());
+    }
+    if args.medium == Where::Memory {
+        attributes.insert("medium".to_owned(), "Memory".to_owned());
+    }
     let request = PublishRequest {
         pull: PullChoice {
             policy: args.pull.map(Into::into),
@@ -70,6 +105,11 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
         platform,
         create_target: false,
         read_only: args.read_only,
+        size_limit: args.size_limit,
+        medium: match args.medium {
+            Where::Disk => Medium::Disk,
+            Where::Memory => Medium::Memory,
+        },
         union: args.choice.union.into(),
         attributes,
         ..PublishRequest::new(volume_id, source, target.clone())

@@ -434,9 +434,10 @@ impl Run<'_> {
                     MountCall::New { .. } | MountCall::Remount { .. } => {
                         "; the kernel's log says why"
                     }
-                    MountCall::Bind { .. } | MountCall::AddFlags { .. } | MountCall::Overlay(_) => {
-                        ""
-                    }
+                    MountCall::Bind { .. }
+                    | MountCall::AddFlags { .. }
+                    | MountCall::Overlay(_)
+                    | MountCall::Image { .. } => "",
                 };
                 return Err(MountError::Call {
                     call: call.name(),
@@ -447,7 +448,10 @@ impl Run<'_> {
             }
         }
         match call {
-            MountCall::New { .. } | MountCall::Bind { .. } | MountCall::Overlay(_) => {
+            MountCall::New { .. }
+            | MountCall::Bind { .. }
+            | MountCall::Overlay(_)
+            | MountCall::Image { .. } => {
                 self.made.push(at.to_path_buf());
             }
             MountCall::Remount { .. } | MountCall::AddFlags { .. } => {}

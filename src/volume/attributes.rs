@@ -18,7 +18,7 @@
 
 mod quantity;
 
-pub use quantity::QuantityError;
+pub use quantity::{QuantityError, bytes as quantity};
 
 use crate::image::platform::{Platform, PlatformError};
 use crate::image::reference::{ReferenceError, Source};
@@ -162,7 +162,7 @@ struct NotYet {
 
 /// What the schema has and this version cannot do. Refused rather than ignored:
 /// a limit or a policy that silently does not hold is worse than none.
-const NOT_YET: [NotYet; 4] = [
+const NOT_YET: [NotYet; 2] = [
     NotYet {
         key: "images",
         is_used: |attributes| attributes.images.len() > 1,
@@ -172,16 +172,6 @@ const NOT_YET: [NotYet; 4] = [
         key: "subPath",
         is_used: |attributes| attributes.sub_path.is_some(),
         reason: "a volume shows the whole image",
-    },
-    NotYet {
-        key: "sizeLimit",
-        is_used: |attributes| attributes.size_limit.is_some(),
-        reason: "writable layers have no limit of their own",
-    },
-    NotYet {
-        key: "medium",
-        is_used: |attributes| attributes.medium != Medium::Disk,
-        reason: "writable layers are on the node's disk",
     },
 ];
 

@@ -217,6 +217,25 @@ pub enum VolumeError {
         /// Its id.
         volume_id: String,
     },
+    /// Nothing here holds a writable layer to its limit.
+    #[error("the writable layer cannot be given a filesystem of its own, which is what limits it")]
+    Limit(#[source] io::Error),
+    /// The limit is beyond what there are numbers for.
+    #[error("the volume's sizeLimit is too large")]
+    LimitTooLarge(#[source] crate::ext4::TooLarge),
+    /// A writable layer in memory has no limit.
+    #[error(
+        "a volume in memory (medium: Memory) needs a limit: give it a sizeLimit, for this node has no default"
+    )]
+    UnlimitedMemory,
+    /// Its writable layer has a filesystem that is mounted where others see it.
+    #[error(
+        "the writable layer of volume {volume_id} is mounted in another mount namespace: mount the store's directory into the plugin's container with mountPropagation: Bidirectional"
+    )]
+    Unreachable {
+        /// Its id.
+        volume_id: String,
+    },
     /// It is asked for without any image.
     #[error("the volume has no image")]
     NoImage,
@@ -287,6 +306,11 @@ impl VolumeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             VolumeError::Store(error) => store_kind(error),
+            VolumeError::Limit(error) => limit_kind(error),
+            VolumeError::LimitTooLarge(_) | VolumeError::UnlimitedMemory => {
+                ErrorKind::FailedPrecondition
+            }
+            VolumeError::Unreachable { .. } => ErrorKind::Unavailable,
             VolumeError::Source(error) => source_kind(error),
             VolumeError::Pull { source, .. } => pull_kind(source),
             VolumeError::Stage(error) => stage_kind(error),
@@ -334,6 +358,19 @@ impl VolumeError {
             | VolumeError::Residue { .. }
             | VolumeError::Usage { .. } => ErrorKind::Internal,
         }
+    }
+}
+
+/// As [`VolumeError::kind`], for making a writable layer's filesystem.
+fn limit_kind(error: &io::Error) -> ErrorKind {
+    match Errno::from_io_error(error) {
+        Some(Errno::NOSPC | Errno::DQUOT | Errno::NOMEM) => ErrorKind::ResourceExhausted,
+        // All loop devices were taken just before.
+        Some(Errno::BUSY) => ErrorKind::Aborted,
+        Some(Errno::IO | Errno::MFILE | Errno::NFILE) => ErrorKind::Internal,
+        // No permission, no device, no such filesystem, or a store's disk that
+        // cannot promise space.
+        _ => ErrorKind::FailedPrecondition,
     }
 }
 

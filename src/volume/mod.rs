@@ -17,6 +17,7 @@
 //! pods        kubelet's directories
 //! recover     records × mount table → what has to be put right (pure)
 //! upkeep      doing that, at the start and from time to time
+//! limit       filesystems of their own for writable layers with a limit
 //! stats       how full a volume is
 //! ```
 
@@ -26,6 +27,7 @@ pub mod attributes;
 pub mod changes;
 pub mod check;
 mod error;
+pub mod limit;
 mod listing;
 pub mod lock;
 pub mod pods;
@@ -86,6 +88,8 @@ pub struct VolumeOptions {
     pub host_proc: PathBuf,
     /// How images come from registries.
     pub pull: PullOptions,
+    /// How large writable layers may be.
+    pub limits: limit::Limits,
 }
 
 /// When a volume's image is pulled, and with what.

@@ -5,7 +5,8 @@ use super::pulls::Asker;
 use super::record::{self, RECORD_VERSION, RecordedImage, VolumeRecord, VolumeState};
 use super::unpublish::Target;
 use super::{
-    PublishRequest, Published, VolumeError, Volumes, canonical, lock::VolumeLock, make_dir,
+    Medium, PublishRequest, Published, VolumeError, Volumes, canonical, limit, lock::VolumeLock,
+    make_dir,
 };
 use crate::layer::index::Attrs;
 use crate::layer::steps;
@@ -133,7 +134,7 @@ impl Volumes {
             .map_err(VolumeError::unclear(volume_id))?;
         let Some(mut record) = record else {
             // Whoever was killed before it wrote a record left no more than this.
-            self.remove_dir_tree(dir)
+            self.remove_volume_dir(dir)
                 .map_err(VolumeError::not_cleared(volume_id))?;
             return Ok(Before::Nothing);
         };
@@ -196,6 +197,8 @@ impl Volumes {
         progress: &dyn Progress,
     ) -> Result<Published, VolumeError> {
         let exists = self.check_target(&target, request.create_target)?;
+        let limit = self.limit_of(request)?;
+        let base = limit::writable_base(dir, limit.as_ref());
         // Branches must not be collected between being staged and being pinned.
         let shared = self.store.lock_shared().map_err(VolumeError::Store)?;
         let staged = self.stage_for(request, None, request.union, progress, &shared)?;
@@ -207,9 +210,9 @@ impl Volumes {
                 .map(|id| self.store.branch_dir(id))
                 .collect(),
             writable: (!request.read_only).then(|| Writable {
-                upper: dir.join("upper"),
-                work: dir.join("work"),
-                memory: false,
+                upper: base.join("upper"),
+                work: base.join("work"),
+                memory: request.medium == Medium::Memory,
             }),
             target: target.clone(),
             staging: dir.join("staging"),
@@ -231,6 +234,7 @@ impl Volumes {
             read_only: request.read_only,
             mount_group: request.mount_group,
             attributes: request.attributes.clone(),
+            limit,
             plan,
             aufs_id: None,
             boot: self.store.boot().to_owned(),
@@ -325,7 +329,10 @@ impl Volumes {
             root.mode |= 0o2070;
         }
         if let Some(writable) = &record.plan.writable {
-            make_dir(&dir.join("work"), 0o700)?;
+            if let Some(limit) = &record.limit {
+                self.make_filesystem(dir, limit)?;
+            }
+            make_dir(&writable.work, 0o700)?;
             make_dir(&writable.upper, 0o700)?;
             self.finish_root(record, &writable.upper, &root)?;
         }

@@ -23,7 +23,8 @@ const RECOUNT_FACTOR: u32 = 50;
 pub struct Amount {
     /// What the volume uses: its writable layer alone.
     pub used: u64,
-    /// What can still be used, by whoever shares the disk.
+    /// What can still be used: up to the volume's limit, or else by all who share
+    /// the disk.
     pub available: u64,
     /// All there is.
     pub total: u64,
@@ -83,6 +84,9 @@ impl Volumes {
         let Some(writable) = &record.plan.writable else {
             return Ok(Usage::default());
         };
+        if let Some(limit) = &record.limit {
+            return self.limited_usage(&dir, &record, limit);
+        }
         let failed = |source| VolumeError::Usage {
             volume_id: volume_id.to_owned(),
             source,

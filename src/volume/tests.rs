@@ -23,6 +23,8 @@ struct Node {
     union: UnionRequest,
     read_only: bool,
     owner: Owner,
+    /// Where its writable layer is, if that has a limit.
+    limited: Option<Medium>,
 }
 
 impl Node {
@@ -53,6 +55,7 @@ impl Node {
             union,
             read_only,
             owner,
+            limited: None,
         };
         fs::create_dir_all(node.target().parent().unwrap()).unwrap();
         node.remember();
@@ -65,6 +68,27 @@ impl Node {
 
     fn overlay(owner: Owner) -> Self {
         Self::new(UnionRequest::Overlay, 2, false, owner)
+    }
+
+    fn limited(self, medium: Medium) -> Self {
+        Node {
+            limited: Some(medium),
+            ..self
+        }
+    }
+
+    /// Where the volume's writable layer is.
+    fn upper(&self) -> PathBuf {
+        match self.limited {
+            Some(_) => self.volume().join("fs/upper"),
+            None => self.volume().join("upper"),
+        }
+    }
+
+    /// What is mounted of a volume that is.
+    fn mounts(&self) -> Vec<PathBuf> {
+        let own = self.limited.map(|_| self.volume().join("fs"));
+        own.into_iter().chain([self.target()]).collect()
     }
 
     fn path(&self, inside: &str) -> PathBuf {
@@ -101,6 +125,7 @@ impl Node {
             stage: StageOptions::default(),
             host_proc: PathBuf::from("/proc"),
             pull: Default::default(),
+            limits: Default::default(),
         };
         let host: Arc<dyn Host> = Arc::<FakeHost>::clone(host);
         let volumes = Volumes::open(options, host).unwrap();
@@ -128,6 +153,8 @@ impl Node {
             read_only: self.read_only,
             union: self.union,
             owner: self.owner,
+            size_limit: self.limited.map(|_| 1 << 20),
+            medium: self.limited.unwrap_or_default(),
             ..PublishRequest::new("v", image.parse().unwrap(), self.target())
         }
     }
@@ -162,7 +189,8 @@ impl Node {
     /// Whether all that there is of the volume is there.
     fn keeps_all(&self) -> bool {
         self.volume().join("record.json").exists()
-            && (self.read_only || self.volume().join("upper").exists())
+            && (self.read_only || self.upper().exists())
+            && (self.limited != Some(Medium::Disk) || self.volume().join("image").exists())
     }
 
     fn names(&self, dir: &str) -> Vec<std::ffi::OsString> {

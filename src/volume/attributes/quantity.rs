@@ -43,7 +43,7 @@ enum Scale {
 
 /// The bytes that a quantity says; parts of a byte are rounded up, as
 /// Kubernetes does.
-pub(super) fn bytes(text: &str) -> Result<u64, QuantityError> {
+pub fn bytes(text: &str) -> Result<u64, QuantityError> {
     let malformed = || QuantityError::Malformed {
         text: super::shortened(text),
     };

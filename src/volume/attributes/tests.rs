@@ -172,8 +172,6 @@ fn what_is_not_built_yet_is_refused_and_not_ignored() {
     for (pairs, key) in [
         (&[("images", "oci:/a,oci:/b")][..], "images"),
         (&[image, ("subPath", "opt")], "subPath"),
-        (&[image, ("sizeLimit", "1Gi")], "sizeLimit"),
-        (&[image, ("medium", "Memory")], "medium"),
     ] {
         let error = parse(pairs).unwrap().supported().unwrap_err();
         assert!(
