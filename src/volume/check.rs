@@ -153,8 +153,10 @@ impl Volumes {
             ok(
                 "quota",
                 match quota {
-                    Some(option) => format!("project quota is on ({option})"),
-                    None => "project quota is off".to_owned(),
+                    Some(option) => {
+                        format!("project quota is on ({option}), which sizeLimit does not need")
+                    }
+                    None => "project quota is off, which sizeLimit does not need".to_owned(),
                 },
             ),
         ]

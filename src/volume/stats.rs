@@ -1,5 +1,6 @@
 //! How full a volume is.
 
+use super::limit::Means;
 use super::{VolumeError, Volumes, canonical, record};
 use crate::layer::store::StoreError;
 use crate::layer::upper::{self, Holds};
@@ -144,6 +145,13 @@ impl Volumes {
                 record::VolumeState::Mounted => holdings.mounted += 1,
                 record::VolumeState::Returning => holdings.returning += 1,
                 record::VolumeState::Leaving => holdings.leaving += 1,
+            }
+            match &record.limit {
+                Some(limit) if limit.means == Means::Memory => {
+                    holdings.limit_memory_bytes += limit.bytes;
+                }
+                Some(limit) => holdings.limit_disk_bytes += limit.bytes,
+                None => {}
             }
         }
         for branch in self.store.branches().map_err(VolumeError::Store)? {

@@ -26,12 +26,8 @@ fn nodes(owner: Owner) -> Vec<(&'static str, Node)> {
             Node::new(UnionRequest::Overlay, 2, true, owner),
         ),
         ("bind", Node::new(UnionRequest::Overlay, 1, true, owner)),
-        ("aufs disk", Node::aufs(owner).limited(Medium::Disk)),
+        ("aufs memory", Node::aufs(owner).limited(Medium::Memory)),
         ("overlay disk", Node::overlay(owner).limited(Medium::Disk)),
-        (
-            "overlay memory",
-            Node::overlay(owner).limited(Medium::Memory),
-        ),
     ]
 }
 
