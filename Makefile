@@ -41,7 +41,7 @@ lint: ## Formatting, clippy and the documentation's links
 	scripts/setup.sh test
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	$(CARGO) clippy --locked --test aufs --test power -- -D warnings
+	$(CARGO) clippy --locked --test aufs --test power --test soak -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items --features testing
 
 .PHONY: deny
@@ -69,6 +69,11 @@ e2e-aufs: ## The suite on real AUFS: make e2e-aufs AUFS_KERNEL=path/to/bzImage
 	scripts/setup.sh build
 	AUFS_KERNEL='$(AUFS_KERNEL)' e2e/aufs/run.sh
 
+.PHONY: bench-aufs
+bench-aufs: ## What pods cost on real AUFS beside overlayfs: make bench-aufs AUFS_KERNEL=path/to/bzImage
+	scripts/setup.sh build
+	AUFS_KERNEL='$(AUFS_KERNEL)' e2e/aufs/run.sh bench
+
 .PHONY: sanity
 sanity: release ## The CSI project's own tests against the released program (mounts, as root)
 	scripts/setup.sh test
@@ -82,6 +87,11 @@ e2e-node: release ## Pods on a real kubelet and API server on this machine (as r
 .PHONY: e2e-node-aufs
 e2e-node-aufs: release ## The same on real AUFS: make e2e-node-aufs AUFS_KERNEL=path/to/bzImage
 	AUFS_KERNEL='$(AUFS_KERNEL)' E2E_DRIVER=$(STATIC) e2e/node/vm.sh $(CASES)
+
+.PHONY: soak
+soak: ## An hour of volumes, collection and kills on a disk that is nearly full (as root): make soak SOAK_SECONDS=120
+	scripts/setup.sh build
+	AUFS_CSI_SOAK_SECONDS='$(or $(SOAK_SECONDS),3600)' $(RUNNER) $(CARGO) test --locked --test soak
 
 .PHONY: release
 release: ## One static binary, in target/<triple>/release

@@ -63,10 +63,12 @@ fn compare() -> Result<ExitCode> {
             root: base.join("store"),
             run_dir: base.join("run"),
             rootless: false,
+            max_branches: None,
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
             pull: Default::default(),
             limits: Default::default(),
+            collect: Default::default(),
         },
         Arc::new(LinuxHost),
     )?;

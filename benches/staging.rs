@@ -138,10 +138,12 @@ fn child(layout: &Path, dir: &Path) -> Result<()> {
             root: dir.join("store"),
             run_dir: dir.join("run"),
             rootless: false,
+            max_branches: None,
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
             pull: Default::default(),
             limits: Default::default(),
+            collect: Default::default(),
         },
         Arc::new(LinuxHost),
     )?;

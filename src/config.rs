@@ -1,10 +1,12 @@
 //! Flags and environment to a validated configuration. All faults of one are
 //! found at once, for whoever mends a manifest wants one round and not five.
 
+mod collect;
 mod credentials;
 mod node;
 mod pull;
 
+pub use collect::CollectArgs;
 pub use credentials::{CommandCredentialArgs, NodeCredentialArgs};
 pub use node::{NodeArgs, NodeConfig};
 pub use pull::PullArgs;
@@ -12,7 +14,7 @@ pub use pull::PullArgs;
 use crate::image::registry::AllowError;
 use crate::stage::StageOptions;
 use crate::telemetry::{LogFormat, LogLevel, LogLevelError};
-use crate::volume::{PullOptions, VolumeOptions};
+use crate::volume::{CollectSettings, PullOptions, VolumeOptions};
 use clap::builder::BoolishValueParser;
 use std::path::{Component, PathBuf};
 
@@ -83,6 +85,14 @@ pub enum ConfigFault {
     /// A pattern of images that pods may name cannot be read.
     #[error("cannot read --allow-registry")]
     Pattern(#[source] AllowError),
+    /// An image of the list to prefetch cannot be read.
+    #[error("cannot read --prefetch {image:?}")]
+    Prefetch {
+        /// As it was given.
+        image: String,
+        /// What is wrong with it.
+        source: crate::image::reference::ReferenceError,
+    },
     /// There is no name in the credentials; they are not shown.
     #[error("--creds has no name before the colon; write USER[:PASSWORD]")]
     Creds,
@@ -129,6 +139,20 @@ pub struct StoreArgs {
         help_heading = "Store"
     )]
     pub rootless: bool,
+
+    /// Most branches that the layers of a volume's images become, 1 or more. The
+    /// lowest layers of deeper images are made one, once for all volumes: that takes
+    /// disk space, and makes looking up what is not there, and listing directories,
+    /// faster. [default: what the kernel takes]
+    #[arg(
+        long,
+        global = true,
+        env = "AUFS_CSI_MAX_BRANCHES",
+        hide_env_values = true,
+        value_name = "NUMBER",
+        help_heading = "Store"
+    )]
+    pub max_branches: Option<usize>,
 
     /// The node's /proc, where a container has it under another name. It tells
     /// which process holds a volume that cannot be unmounted, and whether one
@@ -218,6 +242,13 @@ impl StoreArgs {
             "give a directory on a tmpfs, or set XDG_RUNTIME_DIR",
             faults,
         );
+        if self.max_branches == Some(0) {
+            faults.push(ConfigFault::Value {
+                option: "--max-branches",
+                value: "0".to_owned(),
+                expected: "1 or more",
+            });
+        }
         let host_proc = directory("--host-proc", Some(self.host_proc), "", faults);
         let log_format = match self.log_format.as_str() {
             "text" => LogFormat::Text,
@@ -251,9 +282,11 @@ impl StoreArgs {
                 run_dir: run_dir?,
                 rootless: self.rootless,
                 stage: StageOptions::default(),
+                max_branches: self.max_branches,
                 host_proc: host_proc?,
                 pull: PullOptions::default(),
                 limits: Default::default(),
+                collect: CollectSettings::default(),
             },
             log_format,
             log_level: log_level.ok()?,
@@ -295,6 +328,7 @@ mod tests {
             root: None,
             run_dir: None,
             rootless: false,
+            max_branches: None,
             log_format: "text".to_owned(),
             log_level: None,
             host_proc: PathBuf::from(DEFAULT_HOST_PROC),
@@ -333,6 +367,8 @@ mod tests {
             http_address: "localhost:http".to_owned(),
             no_events: false,
             kubeconfig: Some(PathBuf::from("kubeconfig")),
+            prefetch: Vec::new(),
+            collect: CollectArgs::default(),
             credentials: NodeCredentialArgs {
                 registry_credentials: Some(PathBuf::from("config.json")),
                 ..NodeCredentialArgs::default()

@@ -8,6 +8,8 @@
 mod branch;
 mod descriptors;
 mod error;
+mod joined;
+mod made;
 mod progress;
 mod sink;
 
@@ -19,16 +21,19 @@ pub use sink::TakeError;
 use crate::image::digest::Digest;
 use crate::image::platform::PlatformChoice;
 use crate::image::{Image, ImageSource, LayerContent, LayerDescriptor};
+use crate::layer::collect::estimate;
 use crate::layer::decompress::Compression;
 use crate::layer::index::{Attrs, Index};
 use crate::layer::ingest::{self, LayerJob, StageTimes};
 use crate::layer::limits::Limits;
-use crate::layer::seal::{self, Format, Sealed};
+use crate::layer::seal::images::Piece;
+use crate::layer::seal::{self, Format, Sealed, Visible};
 use crate::layer::store::{
-    BranchId, BranchRecord, ImageRecord, Ingest, LayerEntry, SealedForm, Store,
+    BranchId, BranchRecord, Held, ImageRecord, Ingest, LayerEntry, Lease, SealedForm, Store,
 };
 use crate::layer::tree::Ownership;
 use branch::{branch_key, flat_key};
+use made::{ListError, Made, Pieces};
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -45,6 +50,8 @@ pub struct StageOptions {
     pub workers: Option<usize>,
     /// Ends what is being staged, when it is set, at the next chunk of each layer.
     pub cancel: Arc<AtomicBool>,
+    /// Bytes that all branches of the store may have together; none for any number.
+    pub max_store: Option<u64>,
 }
 
 /// An image that is in the store, for one format.
@@ -61,12 +68,14 @@ pub struct StagedImage {
     /// What waiting for the disk took, by the clock on the wall; nothing where
     /// that was not asked for, or all was there already.
     pub flush: Duration,
+    /// Keeps the branches from being collected until something else does.
+    pub lease: Arc<Lease>,
 }
 
 /// Stages images into a store.
 #[derive(Debug)]
 pub struct Stager<'a> {
-    /// The store; the caller may hold its shared lock.
+    /// The store.
     pub store: &'a Store,
     /// How.
     pub options: StageOptions,
@@ -127,21 +136,22 @@ impl Stager<'_> {
         let image = source.image(platform).map_err(StageError::Source)?;
         let manifest = image.manifest_digest.to_string();
         let _shared = self.store.lock_shared().map_err(StageError::Store)?;
-        let known = self.store.image(&manifest).map_err(StageError::Store)?;
-        if let Some(record) = &known
-            && let Some(form) = record.sealed.get(format.name())
-            && self.is_usable(form)?
+        let lease = Lease::begin(self.store, &format!("staging {manifest}"));
+        let lease = Arc::new(lease.map_err(StageError::Store)?);
+        if let Some((record, form)) = self.usable(&manifest, format, &lease)?
             && may_reuse_all(source, &image)?
         {
+            self.store.touch(&manifest).map_err(StageError::Store)?;
             return Ok(StagedImage {
-                form: form.clone(),
-                image: record.clone(),
+                form,
+                image: record,
                 fetched: 0,
                 times: Vec::new(),
                 flush: Duration::ZERO,
+                lease,
             });
         }
-        let (form, times) = self.build(source, &image, format, progress)?;
+        let (form, times) = self.build(source, &image, format, &lease, progress)?;
         let record = self
             .store
             .put_form(new_record(&image), format.name(), form.clone())
@@ -152,7 +162,39 @@ impl Stager<'_> {
             fetched: times.len(),
             times,
             flush: Duration::ZERO,
+            lease,
         })
+    }
+
+    /// The image as the store has it, if that is all of it. From here on it stays.
+    fn usable(
+        &self,
+        manifest: &str,
+        format: Format,
+        lease: &Lease,
+    ) -> Result<Option<(ImageRecord, SealedForm)>, StageError> {
+        let look = || self.store.image(manifest).map_err(StageError::Store);
+        let form_of = |record: &ImageRecord| record.sealed.get(format.name()).cloned();
+        let mut found = look()?;
+        loop {
+            let form = found.as_ref().and_then(form_of);
+            let held = Held {
+                images: vec![manifest.to_owned()],
+                branches: form.iter().flat_map(|form| form.branches.clone()).collect(),
+                ..Held::default()
+            };
+            lease.hold(self.store, &held).map_err(StageError::Store)?;
+            // It may have been collected before it was held.
+            let now = look()?;
+            if now.as_ref().and_then(form_of) != form {
+                found = now;
+                continue;
+            }
+            return match (now, form) {
+                (Some(record), Some(form)) if self.is_usable(&form)? => Ok(Some((record, form))),
+                _ => Ok(None),
+            };
+        }
     }
 
     fn is_usable(&self, form: &SealedForm) -> Result<bool, StageError> {
@@ -173,11 +215,14 @@ impl Stager<'_> {
         source: &dyn ImageSource,
         image: &Image,
         format: Format,
+        lease: &Lease,
         progress: &dyn Progress,
     ) -> Result<(SealedForm, Vec<StageTimes>), StageError> {
         let work = Ingest::begin(self.store).map_err(StageError::Store)?;
         let mut stored: HashMap<String, BranchRecord> = HashMap::new();
+        let mut store_bytes = 0;
         for branch in self.store.branches().map_err(StageError::Store)? {
+            store_bytes += estimate(branch.summary.bytes, branch.summary.nodes);
             if let Some(diff_id) = branch.diff_id.clone()
                 && image
                     .layers
@@ -189,6 +234,28 @@ impl Stager<'_> {
                 if branch.additive {
                     *entry = branch;
                 }
+            }
+        }
+        // From here on they stay, and so does what is known of layers to come; what
+        // went before that is fetched.
+        let held = Held {
+            branches: stored.values().map(|branch| branch.id.clone()).collect(),
+            layers: image
+                .layers
+                .iter()
+                .map(|layer| layer.diff_id.to_string())
+                .collect(),
+            ..Held::default()
+        };
+        lease.hold(self.store, &held).map_err(StageError::Store)?;
+        for (diff_id, branch) in std::mem::take(&mut stored) {
+            if self
+                .store
+                .branch(&branch.id)
+                .map_err(StageError::Store)?
+                .is_some()
+            {
+                stored.insert(diff_id, branch);
             }
         }
         let mut missing = Vec::new();
@@ -206,6 +273,20 @@ impl Stager<'_> {
                 .any(|other| other.diff_id == layer.diff_id);
             if !stored.contains_key(&diff_id) && !again {
                 missing.push(number);
+            }
+        }
+        if let Some(limit) = self.options.max_store {
+            // As much at least: what they are compressed.
+            let sizes = missing
+                .iter()
+                .filter_map(|&number| image.layers[number].size);
+            let needs = sizes.sum();
+            if !missing.is_empty() && store_bytes + needs > limit {
+                return Err(StageError::Limit {
+                    limit,
+                    has: store_bytes,
+                    needs,
+                });
             }
         }
         let mut places: HashMap<String, Place> = stored
@@ -236,14 +317,19 @@ impl Stager<'_> {
             })?;
 
         let mut ids: Vec<BranchId> = Vec::with_capacity(image.layers.len());
+        let mut keys = Vec::with_capacity(image.layers.len());
         for number in 0..image.layers.len() {
             let diff_id = image.layers[number].diff_id.to_string();
             let key = branch_key(&diff_id, format, &sealed.edits[number], &ids);
             ids.push(BranchId::of(&key));
-            if number < sealed.base {
-                // Beneath an opaque root: no union has it.
-                continue;
-            }
+            keys.push(key);
+        }
+        let needed = sealed.base.min(ids.len());
+        lease
+            .hold_branches(self.store, &ids[needed..])
+            .map_err(StageError::Store)?;
+        // Those below are beneath an opaque root: no union has them.
+        for number in needed..ids.len() {
             let id = &ids[number];
             if self.store.branch(id).map_err(StageError::Store)?.is_some() {
                 continue;
@@ -253,8 +339,8 @@ impl Stager<'_> {
                 image,
                 number,
                 format,
-                &key,
-                &ids,
+                &keys[number],
+                &ids[..=number],
                 &sealed,
                 &indexes,
                 &mut places,
@@ -264,7 +350,7 @@ impl Stager<'_> {
         }
 
         let mut branches: Vec<BranchId> = Vec::new();
-        for id in ids[sealed.base.min(ids.len())..].iter().rev() {
+        for id in ids[needed..].iter().rev() {
             // The same branch again further down shows nothing that is not
             // hidden by the upper one, and the kernels refuse it.
             if !branches.contains(id) {
@@ -272,7 +358,7 @@ impl Stager<'_> {
             }
         }
         if branches.len() > self.max_branches {
-            self.flatten_bottom(image, &mut branches, &ids, &sealed, format, &work)?;
+            self.flatten_bottom(image, &mut branches, &ids, &sealed, format, &work, lease)?;
         }
         let form = SealedForm {
             root_fits: self.root_fits(&branches, &sealed.root)?,
@@ -386,6 +472,10 @@ impl Stager<'_> {
     }
 
     /// Makes branches that are too many for the kernel one, from the lowest up.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of build, with its state"
+    )]
     fn flatten_bottom(
         &self,
         image: &Image,
@@ -394,6 +484,7 @@ impl Stager<'_> {
         sealed: &Sealed,
         format: Format,
         work: &Ingest,
+        lease: &Lease,
     ) -> Result<(), StageError> {
         // The uppermost of those that go: everything below its place goes with it.
         let kept = self.max_branches.saturating_sub(1);
@@ -407,9 +498,48 @@ impl Stager<'_> {
         let parts = &ids[sealed.base..=highest];
         let key = flat_key(parts);
         let id = BranchId::of(&key);
+        lease
+            .hold_branches(self.store, std::slice::from_ref(&id))
+            .map_err(StageError::Store)?;
         if self.store.branch(&id).map_err(StageError::Store)?.is_none() {
             let range = sealed.base..highest + 1;
-            self.make_flat(image, &key, parts, sealed, range, format, work)?;
+            let mut pieces =
+                Pieces::new(range.len(), work).map_err(branch::work_error(work.path()))?;
+            let mut root = None;
+            seal::flatten::<ListError>(&sealed.effective[range.clone()], |visible| {
+                let piece = match visible {
+                    Visible::Directory { path, attrs } if path.is_empty() => {
+                        root = attrs;
+                        return Ok(());
+                    }
+                    Visible::Directory { path, attrs } => Piece::Directory { path, attrs },
+                    Visible::Other { layer, record } => Piece::Other {
+                        member: layer,
+                        record,
+                    },
+                };
+                Ok(pieces.push(piece, work)?)
+            })
+            .map_err(|error| match error {
+                ListError::Seal(source) => StageError::Seal {
+                    layer: Layers::one(image, range.start + source.layer() - 1),
+                    source,
+                },
+                ListError::Io(source) => branch::work_error(work.path())(source),
+            })?;
+            let sources: Vec<_> = parts
+                .iter()
+                .zip(range.clone())
+                .map(|(id, number)| (id.clone(), Layers::one(image, number)))
+                .collect();
+            let made = Made {
+                key: &key,
+                sources: &sources,
+                root,
+                format,
+                what: Layers::range(&range),
+            };
+            self.make(&made, pieces, work)?;
         }
         branches.push(id);
         Ok(())

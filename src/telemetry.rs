@@ -2,7 +2,7 @@
 
 pub mod metrics;
 
-pub use metrics::{Holdings, Metrics, Pulls};
+pub use metrics::{Collected, Holdings, Metrics, Pulls};
 
 use crate::chain::Chain;
 use std::io::IsTerminal;

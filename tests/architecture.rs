@@ -327,6 +327,23 @@ const RULES: &[Rule] = &[
         allowed: &["crate::layer::index", "crate::layer::tree"],
     },
     Rule {
+        part: "layer/collect",
+        forbidden: &[
+            "std::fs",
+            "std::io",
+            "std::path",
+            "std::time::SystemTime",
+            "rustix",
+            "crate::layer",
+        ],
+        allowed: &["crate::layer::collect", "crate::layer::store::BranchId"],
+    },
+    Rule {
+        part: "volume/collect/shown",
+        forbidden: &["std::fs", "std::io", "rustix", "crate::host"],
+        allowed: &[],
+    },
+    Rule {
         part: "layer/store",
         forbidden: &["crate::layer"],
         allowed: &[

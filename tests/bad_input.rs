@@ -588,6 +588,7 @@ fn open(
     root: &Path,
     node: &TestNode,
     rootless: bool,
+    max_branches: None,
     limits: Limits,
 ) -> Result<Volumes, VolumeError> {
     // Made by the node, on a tmpfs, and removed with it.
@@ -604,6 +605,7 @@ fn open(
             host_proc: "/proc".into(),
             pull: Default::default(),
             limits: Default::default(),
+            collect: Default::default(),
         },
         Arc::new(LinuxHost),
     )

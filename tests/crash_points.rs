@@ -15,7 +15,7 @@
 mod support;
 
 use aufs_csi::host::linux::LinuxHost;
-use aufs_csi::host::{Filesystem, Holder, Host, MountCall, MountEntry, Place};
+use aufs_csi::host::{Filesystem, Holder, Host, MountCall, MountEntry, MountTable, Place};
 use aufs_csi::image::reference::Source;
 use aufs_csi::layer::steps;
 use aufs_csi::union::unmount;
@@ -113,6 +113,10 @@ impl Host for Mortal {
 
     fn holders(&self, proc: &Path, target: &Path) -> io::Result<Vec<Holder>> {
         self.at("asking who holds a mount").holders(proc, target)
+    }
+
+    fn mount_tables(&self, proc: &Path) -> io::Result<Vec<MountTable>> {
+        self.at("reading all mount tables").mount_tables(proc)
     }
 
     fn is_namespace_alive(&self, proc: &Path, namespace: u64) -> io::Result<bool> {

@@ -45,10 +45,12 @@ fn open() -> Volumes {
         root: base().join("store"),
         run_dir: PathBuf::from("/dev/shm/power-run"),
         rootless: false,
+        max_branches: None,
         stage: StageOptions::default(),
         host_proc: "/proc".into(),
         pull: Default::default(),
         limits: Default::default(),
+        collect: Default::default(),
     };
     Volumes::open(options, Arc::new(LinuxHost)).unwrap_or_else(|e| panic!("{}", chain(&e)))
 }

@@ -171,7 +171,7 @@ fn shown(layers: &[Layer], format: Format) -> Result<Tree, Failed> {
                 // An opaque root keeps the metadata that layers below gave it.
                 let attrs = match path[..] {
                     [] => sealed.root.clone(),
-                    _ => attrs,
+                    _ => attrs.unwrap_or_else(Attrs::implied),
                 };
                 let inode = tree.fresh_inode();
                 let node = Node {

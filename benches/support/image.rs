@@ -346,6 +346,27 @@ pub fn many_entries(dir: &Path, count: usize) -> Result<Facts> {
     finish(dir, &[blob])
 }
 
+/// An image of `count` layers, each with as many files of its own in one
+/// directory, of `bytes` bytes that differ from file to file.
+pub fn plain_layers(dir: &Path, count: usize, files: usize, bytes: u64) -> Result<Facts> {
+    fs::create_dir_all(dir.join("blobs/sha256"))?;
+    let mut blobs = Vec::with_capacity(count);
+    for number in 0..count {
+        blobs.push(layer(dir, "layer", |put| {
+            put(new_entry("all", EntryKind::Directory, 0), None)?;
+            for file in 0..files {
+                let line = format!("layer {number}, file {file}\n");
+                let mut content = io::repeat(0).take(bytes);
+                let mut content = io::Cursor::new(line).chain(&mut content);
+                let name = format!("all/{number}-{file}");
+                put(new_entry(name, EntryKind::File, bytes), Some(&mut content))?;
+            }
+            Ok(())
+        })?);
+    }
+    finish(dir, &blobs)
+}
+
 /// Many layers, each with some files of its own and a change of one below.
 pub fn many_layers(dir: &Path, count: usize, files: usize) -> Result<Facts> {
     fs::create_dir_all(dir.join("blobs/sha256"))?;

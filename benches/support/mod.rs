@@ -34,14 +34,20 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Runs this program again in a mount namespace of its own.
-#[expect(clippy::disallowed_methods, reason = "it is this program itself")]
+/// Runs this program again in a mount namespace of its own, with a directory in
+/// memory.
 pub fn isolated() -> Result<ExitCode> {
+    isolated_on("/dev/shm")
+}
+
+/// The same, with a directory below `base` if `BENCH_DIR` does not name another.
+#[expect(clippy::disallowed_methods, reason = "it is this program itself")]
+pub fn isolated_on(base: &str) -> Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         return Err("mounting needs root".into());
     }
     // Made and removed out here: inside, mounts may still be in it.
-    let base = std::env::var_os("BENCH_DIR").unwrap_or_else(|| "/dev/shm".into());
+    let base = std::env::var_os("BENCH_DIR").unwrap_or_else(|| base.into());
     let dir = tempfile::Builder::new()
         .prefix("aufs-csi-bench-")
         .tempdir_in(base)?;

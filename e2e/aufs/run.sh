@@ -2,7 +2,7 @@
 # Runs the union and property tests on real AUFS: boots the kernel AUFS_KERNEL
 # in an emulated machine whose root is made on the spot, and reports.
 #
-#   AUFS_KERNEL=<bzImage> e2e/aufs/run.sh [tests] [limits] [power]
+#   AUFS_KERNEL=<bzImage> e2e/aufs/run.sh [tests] [limits] [power] [bench]
 #
 # The kernel is any with AUFS, overlay, ext4, virtio (PCI, block), initramfs,
 # two 8250 serial ports, loop devices, and tmpfs with extended attributes, all built
@@ -13,6 +13,9 @@
 #   AUFS_VM_ACCEL      accelerator of qemu: tcg (default) or kvm
 #   AUFS_VM_MINUTES    longest time for one boot; default 30
 #   AUFS_VM_FILTER     only tests with this in their names
+#
+# `bench` is not part of it unless asked for: what a pod and its use cost on both
+# unions. Without AUFS_VM_ACCEL=kvm times compare with each other only.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -20,6 +23,7 @@ readonly TARGET=x86_64-unknown-linux-gnu
 readonly CARGO=$PWD/target/aufs-vm WORK=$PWD/target/aufs-vm/machine
 # The test programs that the jobs need.
 TESTS=()
+readonly BENCHES=(density using)
 : "${PROPTEST_CASES:=100}" "${POWER_CUTS:=3}" "${AUFS_VM_ACCEL:=tcg}" "${AUFS_VM_MINUTES:=30}"
 : "${AUFS_VM_FILTER:=}"
 
@@ -64,7 +68,13 @@ install_programs() {
 # Prints the path of each test program, in the order of TESTS.
 build_tests() {
     local arguments=() messages test program
-    for test in "${TESTS[@]}"; do arguments+=(--test "$test"); done
+    for test in "${TESTS[@]}"; do
+        if [[ " ${BENCHES[*]} " = *" $test "* ]]; then
+            arguments+=(--bench "$test")
+        else
+            arguments+=(--test "$test")
+        fi
+    done
     messages=$(RUSTFLAGS='-C target-feature=+crt-static' CARGO_TARGET_DIR=$CARGO \
         cargo test --profile vm --target "$TARGET" "${arguments[@]}" --no-run \
         --message-format=json-render-diagnostics)
@@ -247,6 +257,18 @@ JOB
     done
 }
 
+run_bench() {
+    local disk=$WORK/bench.img
+    make_disk bench
+    start bench "$disk" unsafe <<JOB
+mkdir -p /mnt/b
+export BENCH_DIR=/mnt/b
+suite "density" BENCH_PODS=${BENCH_PODS:-500} density
+suite "using" BENCH_LARGEST=${BENCH_LARGEST:-1024} using
+JOB
+    finish
+}
+
 # await_line PATTERN SECONDS: until the machine says so.
 await_line() {
     local waited=0
@@ -268,7 +290,8 @@ for job in "${jobs[@]}"; do
     case $job in
     tests) TESTS+=(meaning unions aufs) ;;
     limits | power) TESTS+=("$job") ;;
-    *) die "there is no job $job; there are: tests limits power" ;;
+    bench) TESTS+=("${BENCHES[@]}") ;;
+    *) die "there is no job $job; there are: tests limits power bench" ;;
     esac
 done
 accel=$AUFS_VM_ACCEL
@@ -287,6 +310,7 @@ for job in "${jobs[@]}"; do
     tests) run_tests ;;
     limits) run_limits ;;
     power) run_power ;;
+    bench) run_bench ;;
     esac
 done
 echo

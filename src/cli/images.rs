@@ -7,7 +7,8 @@ use crate::volume::Volumes;
 /// List the images of the store
 ///
 /// The size of an image is that of its layers on disk; a layer that several
-/// images share is counted for each of them.
+/// images share is counted for each of them. USED is how long ago it was staged, or
+/// a volume of it began or ended.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -19,7 +20,7 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
         .images()
         .map_err(CliError::volume("list", "images"))?;
     let header = [
-        "MANIFEST", "PLATFORM", "LAYERS", "SIZE", "VOLUMES", "AGE", "NAMES",
+        "MANIFEST", "PLATFORM", "LAYERS", "SIZE", "VOLUMES", "AGE", "USED", "NAMES",
     ];
     output::listing(args.output.output, &images, &header, |image| {
         let names: Vec<String> = image
@@ -34,6 +35,7 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
             output::size(image.bytes),
             image.volumes.len().to_string(),
             output::age(image.created),
+            output::age(image.used),
             names.join(", "),
         ]
     })

@@ -8,6 +8,7 @@ mod check;
 mod diff;
 pub mod exit;
 mod export;
+mod gc;
 mod images;
 mod layers;
 mod mount;
@@ -64,6 +65,7 @@ enum Command {
     Volumes(volumes::Args),
     Diff(diff::Args),
     Export(export::Args),
+    Gc(gc::Args),
 }
 
 /// Why a command failed.
@@ -257,6 +259,16 @@ impl Cli {
             Command::Volumes(args) => volumes::run(&opened(common, faults)?, &args),
             Command::Diff(args) => diff::run(&opened(common, faults)?, &args),
             Command::Export(args) => export::run(&opened(common, faults)?, &args),
+            Command::Gc(args) => {
+                let collect = args.collect.clone().validate(&[], &mut faults);
+                match (common, collect) {
+                    (Some(mut common), Some(collect)) => {
+                        common.store.collect = collect;
+                        gc::run(&open(common)?, &args)
+                    }
+                    _ => Err(CliError::Configuration(faults)),
+                }
+            }
         }
     }
 }

@@ -3,22 +3,25 @@
 use super::CliError;
 use super::progress::Shown;
 use super::stage::{Choice, Pull, Registries, source};
-use crate::volume::attributes::quantity;
-use crate::volume::{Medium, PublishRequest, PullChoice, Volumes};
+use crate::image::reference::Source;
+use crate::volume::{ImageRequest, Medium, PublishRequest, PullChoice, Volumes, attributes};
 use clap::builder::BoolishValueParser;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Mount an image at a directory, with a writable layer of its own
+/// Mount images at a directory, with a writable layer of its own
+///
+/// Of several images, the first is on top: directories merge, and anything else of
+/// an upper image hides what is below it.
 ///
 /// Does what the plugin does for a pod. The target must be an existing, empty
 /// directory. The same command again changes nothing.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The image.
-    #[arg(value_name = "IMAGE")]
-    image: String,
+    /// The images, uppermost first.
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
     /// The directory.
     #[arg(value_name = "TARGET")]
     target: PathBuf,
@@ -35,7 +38,7 @@ pub(super) struct Args {
         env = "AUFS_CSI_SIZE_LIMIT",
         hide_env_values = true,
         value_name = "QUANTITY",
-        value_parser = quantity,
+        value_parser = attributes::parse_size,
         conflicts_with = "read_only"
     )]
     size_limit: Option<u64>,
@@ -76,7 +79,11 @@ enum Where {
 }
 
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
-    let source = source(&args.image)?;
+    let sources: Vec<Source> = args
+        .images
+        .iter()
+        .map(|image| source(image))
+        .collect::<Result<_, _>>()?;
     let platform = args.choice.platform()?;
     let target = resolve(&args.target)?;
     let name = target.to_str().ok_or_else(|| CliError::TargetName {
@@ -85,7 +92,7 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
     let volume_id = args.volume_id.clone().unwrap_or_else(|| name.to_owned());
     // As a pod would have written it, so that the same command is known again.
     let mut attributes = BTreeMap::from([
-        ("image".to_owned(), source.to_string()),
+        names(&sources),
         ("union".to_owned(), args.choice.union.name().to_owned()),
     ]);
     if let Some(platform) = &platform {
@@ -97,6 +104,7 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
     if args.medium == Where::Memory {
         attributes.insert("medium".to_owned(), "Memory".to_owned());
     }
+    let images = sources.into_iter().map(ImageRequest::unconfined);
     let request = PublishRequest {
         pull: PullChoice {
             policy: args.pull.map(Into::into),
@@ -112,7 +120,7 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
         },
         union: args.choice.union.into(),
         attributes,
-        ..PublishRequest::new(volume_id, source, target.clone())
+        ..PublishRequest::of_images(volume_id, images.collect(), target.clone())
     };
     let shown = Shown::start();
     let result = volumes.publish(&request, &shown);
@@ -121,12 +129,27 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
     tracing::info!(
         volume.path = name,
         union = %published.backend,
-        manifest = published.manifest,
+        manifests = published
+            .images
+            .iter()
+            .map(|image| image.manifest.as_str())
+            .collect::<Vec<_>>()
+            .join(","),
         branches = published.branches,
         existed = published.existed,
         "mounted"
     );
     Ok(())
+}
+
+/// The attribute that names them.
+fn names(sources: &[Source]) -> (String, String) {
+    let key = match sources {
+        [_] => "image",
+        _ => "images",
+    };
+    let names: Vec<String> = sources.iter().map(ToString::to_string).collect();
+    (key.to_owned(), names.join(","))
 }
 
 /// The directory as the kernel's mount table names it.

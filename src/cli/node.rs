@@ -10,6 +10,7 @@ use crate::csi::server::{
 };
 use crate::probes::{Probes, Watched};
 use crate::telemetry::{self, Metrics};
+use crate::union::probe::UnionRequest;
 use crate::volume::upkeep::{DOUBT, Upkeep};
 use crate::volume::{PullOptions, VolumeOptions, Volumes};
 use std::future::Future;
@@ -29,6 +30,12 @@ const RUNTIME_THREADS: usize = 2;
 const THREAD_KEPT: Duration = Duration::from_secs(2);
 /// How often an address for probes that another process has is tried again.
 const BIND_EVERY: Duration = Duration::from_secs(2);
+/// How often it is looked whether an image of the list to prefetch is due, or no
+/// longer listed.
+const PREFETCH_EVERY: Duration = Duration::from_secs(10);
+/// Every so many times that volumes are looked after, what is too old is removed
+/// and what is left of interrupted work, also where the disk has space.
+const COLLECT_EVERY: u32 = 10;
 /// How often kubelet's directories are looked at for volumes that it has
 /// forgotten, and layers are flushed that a publish has staged.
 const UPKEEP_EVERY: Duration = Duration::from_secs(30);
@@ -58,6 +65,7 @@ pub(super) fn run(common: CommonConfig, node: NodeConfig) -> Result<(), CliError
             credentials: node.credentials.clone(),
             ..node.pull.clone()
         },
+        collect: node.collect.clone(),
         ..common.store
     };
     let result = runtime.block_on(serve(options, node));
@@ -120,6 +128,10 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
         Arc::clone(&volumes),
         node.policy.kubelet_root.clone(),
         observers.metrics.clone(),
+    )));
+    let _prefetch = Task(tokio::spawn(keep_prefetched(
+        Arc::clone(&volumes),
+        node.policy.union,
     )));
     let settings = Settings {
         node_id: node.node_id,
@@ -216,6 +228,10 @@ fn count(volumes: Option<&Arc<Volumes>>, metrics: &Metrics) {
         return;
     };
     metrics.pulls(&volumes.pulls());
+    match volumes.collected() {
+        Ok(collected) => metrics.collected(&collected),
+        Err(error) => tracing::warn!(error = %Chain(&error), "cannot count what was collected"),
+    }
     match volumes.holdings() {
         Ok(holdings) => metrics.holdings(&holdings),
         Err(error) => tracing::warn!(error = %Chain(&error), "cannot count volumes and layers"),
@@ -275,7 +291,7 @@ async fn keep_up(volumes: Arc<Volumes>, kubelet_root: PathBuf, metrics: Metrics)
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first tick is at once, just after recovery.
     ticks.tick().await;
-    loop {
+    for round in 0_u32.. {
         ticks.tick().await;
         let (volumes, root, metrics) =
             (Arc::clone(&volumes), kubelet_root.clone(), metrics.clone());
@@ -290,8 +306,24 @@ async fn keep_up(volumes: Arc<Volumes>, kubelet_root: PathBuf, metrics: Metrics)
             if let Err(error) = volumes.expire_downloads() {
                 tracing::warn!(error = %Chain(&error), "cannot remove old downloads");
             }
+            if let Err(error) = volumes.collect_if_needed(round % COLLECT_EVERY == 0) {
+                tracing::warn!(error = %Chain(&error), "cannot remove what nobody needs");
+            }
         })
         .await;
+    }
+}
+
+/// Has the images of the operator's list on the node, for as long as the plugin
+/// serves. A task of its own: a pull may take longer than volumes can wait to be
+/// looked after.
+async fn keep_prefetched(volumes: Arc<Volumes>, union: UnionRequest) {
+    let mut ticks = tokio::time::interval(PREFETCH_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let volumes = Arc::clone(&volumes);
+        blocking(move || volumes.prefetch(union)).await;
     }
 }
 

@@ -139,7 +139,7 @@ pub(super) fn age(seconds_since_epoch: u64) -> String {
     span(now.saturating_sub(seconds_since_epoch))
 }
 
-fn span(seconds: u64) -> String {
+pub(super) fn span(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
         120..7_200 => format!("{}m", seconds / 60),

@@ -2,8 +2,8 @@
 
 use super::CliError;
 use super::output::{self, OutputArgs};
-use crate::volume::Volumes;
 use crate::volume::record::VolumeState;
+use crate::volume::{RecordedImage, Volumes};
 use std::os::unix::ffi::OsStrExt;
 
 /// List the volumes of this node
@@ -22,12 +22,12 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
         .list()
         .map_err(CliError::volume("list", "volumes"))?;
     let header = [
-        "VOLUME", "IMAGE", "UNION", "STATE", "BRANCHES", "AGE", "TARGET",
+        "VOLUME", "IMAGES", "UNION", "STATE", "BRANCHES", "AGE", "TARGET",
     ];
     output::listing(args.output.output, &list, &header, |volume| {
         vec![
             output::escaped(volume.volume_id.as_bytes()),
-            output::escaped(volume.image.as_bytes()),
+            output::escaped(images(&volume.images).as_bytes()),
             volume.backend.to_string(),
             state(volume.state, volume.read_only).to_owned(),
             volume.branches.len().to_string(),
@@ -35,6 +35,12 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
             output::escaped(volume.target.as_os_str().as_bytes()),
         ]
     })
+}
+
+/// As a pod writes them.
+fn images(images: &[RecordedImage]) -> String {
+    let names: Vec<&str> = images.iter().map(|image| image.image.as_str()).collect();
+    names.join(",")
 }
 
 fn state(state: VolumeState, is_read_only: bool) -> &'static str {

@@ -1,12 +1,14 @@
 //! The options of `node`.
 
 use super::pull::{PullArgs, allow_list, duration};
-use super::{ConfigFault, Environment, MAX_SOCKET_PATH_BYTES, NodeCredentialArgs, directory};
+use super::{
+    CollectArgs, ConfigFault, Environment, MAX_SOCKET_PATH_BYTES, NodeCredentialArgs, directory,
+};
 use crate::cluster::Place;
 use crate::csi::registration::{self, RegistrationSettings};
 use crate::csi::request::Policy;
 use crate::image::credentials::CredentialSettings;
-use crate::volume::PullOptions;
+use crate::volume::{CollectSettings, PullOptions};
 use clap::builder::{BoolishValueParser, OsStringValueParser};
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -188,6 +190,23 @@ pub struct NodeArgs {
     /// Where credentials of registries are.
     #[command(flatten)]
     pub credentials: NodeCredentialArgs,
+
+    /// Image that is staged at the start, with the node's own credentials, and
+    /// stays while it is given here. Can be given several times; in the variable,
+    /// a comma is between two.
+    #[arg(
+        long,
+        env = "AUFS_CSI_PREFETCH",
+        hide_env_values = true,
+        value_name = "IMAGE",
+        value_delimiter = ',',
+        help_heading = "Collection"
+    )]
+    pub prefetch: Vec<String>,
+
+    /// When what nobody needs is removed.
+    #[command(flatten)]
+    pub collect: CollectArgs,
 }
 
 /// The configuration of the node plugin.
@@ -209,6 +228,8 @@ pub struct NodeConfig {
     pub api_server: Option<Place>,
     /// Where the node's credentials of registries are.
     pub credentials: CredentialSettings,
+    /// What goes from the store when.
+    pub collect: CollectSettings,
 }
 
 impl NodeArgs {
@@ -307,6 +328,7 @@ impl NodeArgs {
             None => in_pod(environment),
         };
         let credentials = self.credentials.validate(faults);
+        let collect = self.collect.validate(&self.prefetch, faults);
         if faults.len() > before {
             return None;
         }
@@ -331,6 +353,7 @@ impl NodeArgs {
             http_address,
             api_server,
             credentials: credentials?,
+            collect: collect?,
         })
     }
 }
@@ -404,6 +427,8 @@ mod tests {
             no_events: false,
             kubeconfig: None,
             credentials: NodeCredentialArgs::default(),
+            prefetch: Vec::new(),
+            collect: CollectArgs::default(),
         }
     }
 

@@ -16,7 +16,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::{
-    Filesystem, HeldBy, Holder, Host, MountCall, MountEntry, MountFlags, OverlayCall, Place,
+    Filesystem, HeldBy, Holder, Host, MountCall, MountEntry, MountFlags, MountTable, OverlayCall,
+    Place,
 };
 
 /// Magic numbers as in `statfs(2)`.
@@ -749,6 +750,13 @@ impl Host for FakeHost {
             })
             .into_iter()
             .collect())
+    }
+
+    fn mount_tables(&self, _: &Path) -> io::Result<Vec<MountTable>> {
+        Ok(vec![MountTable {
+            root: PathBuf::from("/"),
+            entries: self.mount_table()?,
+        }])
     }
 
     fn is_namespace_alive(&self, _: &Path, namespace: u64) -> io::Result<bool> {

@@ -18,7 +18,8 @@ use rustix::mount as sys;
 
 use super::mountinfo::{self, MountEntry};
 use super::{
-    Filesystem, Holder, Host, MountCall, MountFlags, OverlayCall, OverlayInterface, Place,
+    Filesystem, Holder, Host, MountCall, MountFlags, MountTable, OverlayCall, OverlayInterface,
+    Place,
 };
 
 mod holders;
@@ -249,6 +250,14 @@ impl Host for LinuxHost {
             Some(entry) => holders::of(proc, &entry, target),
             None => Ok(Vec::new()),
         }
+    }
+
+    fn mount_tables(&self, proc: &Path) -> io::Result<Vec<MountTable>> {
+        let own = MountTable {
+            root: PathBuf::from("/"),
+            entries: self.mount_table()?,
+        };
+        holders::tables(proc, own)
     }
 
     fn is_namespace_alive(&self, proc: &Path, namespace: u64) -> io::Result<bool> {

@@ -234,6 +234,15 @@ impl std::fmt::Display for Holder {
     }
 }
 
+/// What one mount namespace has mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountTable {
+    /// Its root directory, as seen from here: `/`, or a process's in `/proc`.
+    pub root: PathBuf,
+    /// The mounts.
+    pub entries: Vec<MountEntry>,
+}
+
 /// The kernel. All methods block; errors are the plain results of the system
 /// calls, and the caller adds what it was doing.
 pub trait Host: std::fmt::Debug + Send + Sync {
@@ -276,6 +285,11 @@ pub trait Host: std::fmt::Debug + Send + Sync {
     /// and not where it has the mount at the same place: there it goes when the
     /// one at `target` does. Costs a look at every process of the node.
     fn holders(&self, proc: &Path, target: &Path) -> io::Result<Vec<Holder>>;
+
+    /// The mount tables of all mount namespaces, as far as `proc` shows their
+    /// processes, this thread's own first. Costs a look at every process of the
+    /// node, and a reading of each table.
+    fn mount_tables(&self, proc: &Path) -> io::Result<Vec<MountTable>>;
 
     /// Whether any process, as far as `proc` shows them, is in the mount
     /// namespace with this inode number.

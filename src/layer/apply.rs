@@ -187,7 +187,7 @@ pub struct ApplyStats {
 /// directory on the same filesystem that no metadata was given to.
 ///
 /// `lower` opens the directory of another layer of the image to copy from it.
-/// `directories` is given the metadata of every [`Edit::Directory`], to be
+/// `directories` is given the metadata of every directory among the edits, to be
 /// merged into what `refinish_directories` gets.
 ///
 /// # Errors
@@ -245,15 +245,8 @@ impl Editor {
             Edit::RemoveFile { path } => self.at(&path, Step::RemoveFile, |directory, name| {
                 unlinkat(directory, name, AtFlags::empty())
             }),
-            Edit::Directory { path, attrs } => {
-                if !path.is_empty() {
-                    self.at(&path, Step::CreateDirectory, make_directory)?;
-                }
-                directories(&path, attrs).map_err(|source| ApplyError::Directory {
-                    path: path[..].into(),
-                    source,
-                })
-            }
+            Edit::Directory { path, attrs } => self.make_directory(&path, attrs, directories),
+            Edit::Implied { path } => self.make_directory(&path, Attrs::implied(), directories),
             Edit::Copy { layer, from, to } => self.copy(layer, &from, &to, lower),
             Edit::Link { from, to } => {
                 let source = enter(&mut self.there, &from)?;
@@ -270,6 +263,21 @@ impl Editor {
             Edit::Whiteout { path } => self.whiteout(&path),
             Edit::Opaque { path } => self.opaque(&path),
         }
+    }
+
+    fn make_directory(
+        &mut self,
+        path: &[u8],
+        attrs: Attrs,
+        directories: &mut dyn FnMut(&[u8], Attrs) -> io::Result<()>,
+    ) -> Result<(), ApplyError> {
+        if !path.is_empty() {
+            self.at(path, Step::CreateDirectory, make_directory)?;
+        }
+        directories(path, attrs).map_err(|source| ApplyError::Directory {
+            path: path.into(),
+            source,
+        })
     }
 
     /// Does something to the name at the end of `path`.

@@ -7,12 +7,14 @@
 //! index     what one layer says about each path, sorted, on disk
 //! seal      the indexes of all layers → the edits each branch needs (pure)
 //! apply     those edits → the directory
-//! store     content-addressed directories: stage, commit, pin, collect
+//! store     content-addressed directories: commit, lease, remove
+//! collect   what is in the store × who needs it → what goes (pure)
 //! ```
 
 pub mod apply;
 pub mod archive;
 pub mod changes;
+pub mod collect;
 pub mod decompress;
 mod digest;
 pub mod index;

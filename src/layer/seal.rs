@@ -15,19 +15,25 @@
 //!    the same: whiteouts, opaque markers, and the metadata of directories that
 //!    a layer only implies.
 //!
+//! Several images are sealed one by one; `images` then compares what the union of
+//! all their branches shows with what it should.
+//!
 //! Nothing here touches a branch; `apply` does. Memory is bounded by the depth
 //! of the tree and the number of layers, whatever the number of entries.
 
 #[cfg(any(test, feature = "testing"))]
 pub mod check;
+mod content;
 mod edits;
 mod flatten;
+pub mod images;
 mod merged;
 mod settle;
 #[cfg(test)]
 mod tests;
 mod walk;
 
+pub use content::Content;
 pub use edits::{Edit, EditLog, EditReader};
 pub use flatten::{Visible, flatten};
 

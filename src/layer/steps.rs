@@ -1,6 +1,9 @@
 //! The places between two changes on disk, for tests that end the process there.
 //! In a release there is nothing of it.
 
+/// The step before a process waits for a lock that another one holds.
+pub const WAIT: &str = "wait for a lock that another one holds";
+
 #[cfg(any(test, feature = "testing"))]
 mod watched {
     use std::sync::OnceLock;

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! store.json            version of everything here
-//! store.lock            shared by whoever adds or uses, exclusive for who removes
+//! store.lock            shared by whoever adds or removes, exclusive for who cleans up
+//! store.commit.lock     held for a moment: a branch comes or goes, a lease names one
+//! store.collect.lock    one collection at a time
 //! diff/<id>/            content of a branch
 //! layers/<id>.json      what it is; its existence is the commit
 //! layers/<id>.index     what the layer says about its paths, as it was unpacked
@@ -10,6 +12,7 @@
 //! images/<id>.json      an image by its manifest digest, and its sealed forms
 //! images/<id>.ref.json  what a name pointed to last
 //! ingest/<name>/        work in progress, with <name>.lock held by its owner
+//! ingest/<name>.lock    alone: a lease, which names what its owner relies on
 //! volumes/<id>/         a volume's record and writable layer
 //! ```
 //!
@@ -27,15 +30,20 @@
 
 mod commit;
 mod ingest;
+mod lease;
 mod records;
+mod removal;
 #[cfg(test)]
 mod tests;
 
 pub use ingest::Ingest;
+pub use lease::{Held, Lease};
 pub(crate) use records::hex;
 pub use records::{
-    BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StoredAttrs,
+    BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StackRecord,
+    StoredAttrs,
 };
+pub use removal::{Collecting, Removal};
 
 use crate::layer::steps;
 use crate::layer::tree::metadata::hand_down_nothing;
@@ -169,7 +177,8 @@ pub struct Store {
     lock: File,
 }
 
-/// Held while branches are added or about to be pinned; collection waits for it.
+/// Held while something is added to the store or removed from it; only who cleans
+/// up after dead processes waits for nobody to hold it.
 #[derive(Debug)]
 pub struct SharedLock(#[expect(dead_code, reason = "held for its flock, released on drop")] File);
 
@@ -248,16 +257,12 @@ impl Store {
         self.root.join("layers").join(format!("{id}.{kind}"))
     }
 
-    /// Keeps branches from being removed for as long as the lock is held. Waits
-    /// for a removal that is under way.
+    /// Keeps what is unfinished from being taken for a dead process's. That branches
+    /// stay is not said by this but by a [`Lease`] or a volume's record.
     pub fn lock_shared(&self) -> Result<SharedLock, StoreError> {
         let path = self.root.join("store.lock");
         // A description of its own: flock is per open file, not per descriptor.
-        let file = open_lock(&path).map_err(StoreError::io("open", &path))?;
-        rustix::fs::flock(&file, FlockOperation::LockShared)
-            .map_err(io::Error::from)
-            .map_err(StoreError::io("lock", &path))?;
-        Ok(SharedLock(file))
+        lock(&path, Sharing::Shared).map(SharedLock)
     }
 
     /// Removes what killed processes left and what power loss made doubtful.
@@ -356,6 +361,37 @@ fn bare(path: &Path) -> Result<(), StoreError> {
     open_dir(path)
         .and_then(|dir| hand_down_nothing(dir.as_fd()))
         .map_err(StoreError::io("remove the default ACL of", path))
+}
+
+/// With whom a lock is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    Shared,
+    Exclusive,
+}
+
+/// Waits for a lock. That it has to is a step of its own, so that a test which runs
+/// two at a time knows whose turn it is.
+fn lock(path: &Path, sharing: Sharing) -> Result<File, StoreError> {
+    use FlockOperation::{
+        LockExclusive, LockShared, NonBlockingLockExclusive, NonBlockingLockShared,
+    };
+    let (at_once, wait) = match sharing {
+        Sharing::Shared => (NonBlockingLockShared, LockShared),
+        Sharing::Exclusive => (NonBlockingLockExclusive, LockExclusive),
+    };
+    let lock = open_lock(path).map_err(StoreError::io("open", path))?;
+    let result = match rustix::fs::flock(&lock, at_once) {
+        Err(Errno::WOULDBLOCK) => {
+            steps::before(steps::WAIT);
+            rustix::fs::flock(&lock, wait)
+        }
+        result => result,
+    };
+    result
+        .map_err(io::Error::from)
+        .map_err(StoreError::io("lock", path))?;
+    Ok(lock)
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {

@@ -241,6 +241,42 @@ impl Book {
         }
     }
 
+    /// Forgets layers that are not in `kept`. The caller sees to it that none of
+    /// them is in the store, comes into it meanwhile, or is being fetched: a layer
+    /// of which nothing is known is everybody's.
+    pub(crate) fn forget_layers_but(
+        &self,
+        kept: &std::collections::BTreeSet<String>,
+    ) -> Result<usize, StoreError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            other => other.map_err(StoreError::io("read", &self.dir))?,
+        };
+        let _lock = self.lock()?;
+        let mut forgotten = 0;
+        for entry in entries {
+            let path = entry.map_err(StoreError::io("read", &self.dir))?.path();
+            let is_layer = path
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes().ends_with(b".layer.json"));
+            // One that cannot be read allows nothing, and may be of any layer.
+            let Some(record) = is_layer.then(|| read_layer(&path)).transpose()?.flatten() else {
+                continue;
+            };
+            if record.diff_id.is_empty() || kept.contains(&record.diff_id) {
+                continue;
+            }
+            crate::layer::steps::before("forget who delivered a layer");
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("remove", &path)(error));
+                }
+                _ => forgotten += 1,
+            }
+        }
+        Ok(forgotten)
+    }
+
     /// Whether whoever may have the repository's content may have this layer, if
     /// an image of the repository names it: the repository has delivered it
     /// itself, a public one has, or it never was in a registry.

@@ -85,6 +85,28 @@ impl Promises {
         }
     }
 
+    /// What volumes are promised: their ids, and digests.
+    pub(crate) fn all(&self) -> Result<Vec<(String, Vec<String>)>, StoreError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(StoreError::io("read", &self.dir))?,
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(StoreError::io("read", &self.dir))?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            // One that cannot be read promises nothing, see `read`.
+            if let Ok(Some(record)) = read_json::<Record>(&path)
+                && now().saturating_sub(record.created) <= FORGOTTEN_AFTER
+            {
+                all.push((record.volume_id, record.digests.into_values().collect()));
+            }
+        }
+        Ok(all)
+    }
+
     /// Forgets promises that were made more than a day ago.
     pub(crate) fn clean(&self) -> Result<(), StoreError> {
         let entries = match fs::read_dir(&self.dir) {

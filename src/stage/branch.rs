@@ -6,17 +6,16 @@ use super::sink::directories;
 use super::{Place, Stager, Unpacked};
 use crate::image::{Image, ImageSource};
 use crate::layer::apply::{self, CopyNode};
-use crate::layer::index::{Attrs, Builder, Index, Node, Record, RecordLog, Summary};
+use crate::layer::index::{Index, Node, Record};
 use crate::layer::ingest::StageTimes;
-use crate::layer::seal::{self, Edit, EditLog, Format, SealError, Sealed, Visible};
+use crate::layer::seal::{Edit, EditLog, Format, Sealed};
 use crate::layer::store::{BranchId, BranchRecord, Ingest, unique};
 use crate::layer::unpack::{finish_directories, refinish_directories};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What a layer's branch is named by: what it is made of, and nothing else. A
 /// layer without edits is the same for every format; one that copies from the
@@ -45,20 +44,20 @@ pub(super) fn flat_key(parts: &[BranchId]) -> String {
     format!("flat {}", parts.join(" "))
 }
 
-fn work_error(path: &Path) -> impl FnOnce(io::Error) -> StageError {
+pub(super) fn work_error(path: &Path) -> impl FnOnce(io::Error) -> StageError {
     move |source| StageError::Work {
         path: path.to_owned(),
         source,
     }
 }
 
-fn open_dir(path: &Path) -> Result<OwnedFd, StageError> {
+pub(super) fn open_dir(path: &Path) -> Result<OwnedFd, StageError> {
     File::open(path)
         .map(OwnedFd::from)
         .map_err(work_error(path))
 }
 
-fn apply_format(format: Format) -> apply::Format {
+pub(super) fn apply_format(format: Format) -> apply::Format {
     match format {
         Format::Aufs => apply::Format::Aufs,
         Format::Overlay => apply::Format::Overlay { user_xattr: false },
@@ -224,94 +223,7 @@ impl Stager<'_> {
         })
     }
 
-    /// Makes one branch of a range of layers, as the union of them looks.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one step of build, with its state"
-    )]
-    pub(super) fn make_flat(
-        &self,
-        image: &Image,
-        key: &str,
-        parts: &[BranchId],
-        sealed: &Sealed,
-        range: Range<usize>,
-        format: Format,
-        work: &Ingest,
-    ) -> Result<(), StageError> {
-        let name = format!("flat-{}", unique());
-        let tree = work.path().join(&name);
-        let root = work.directory(&name).map_err(StageError::Store)?;
-        let mut dirs = work
-            .scratch()
-            .and_then(EditLog::new)
-            .map_err(work_error(&tree))?;
-        let mut copies = Vec::with_capacity(range.len());
-        for _ in range.clone() {
-            copies.push(RecordLog::new(work.scratch().map_err(work_error(&tree))?));
-        }
-        let mut top = Attrs::implied();
-        seal::flatten::<FlatError>(&sealed.effective[range.clone()], |visible| {
-            match visible {
-                Visible::Directory { path, attrs } if path.is_empty() => top = attrs,
-                Visible::Directory { path, attrs } => {
-                    dirs.push(&Edit::Directory { path, attrs })?;
-                }
-                Visible::Other { layer, record } => copies[layer].push(&record)?,
-            }
-            Ok(())
-        })
-        .map_err(|error| match error {
-            FlatError::Seal(source) => StageError::Seal {
-                layer: Layers::one(image, range.start + source.layer() - 1),
-                source,
-            },
-            FlatError::Io(source) => StageError::Work {
-                path: tree.clone(),
-                source,
-            },
-        })?;
-        let layers = Layers::range(&range);
-        let nothing = |_: usize| -> io::Result<OwnedFd> { Err(io::ErrorKind::NotFound.into()) };
-        dirs.finish().map_err(work_error(&tree))?;
-        apply::apply(
-            root.as_fd(),
-            root.as_fd(),
-            dirs.read(),
-            apply_format(format),
-            self.ownership,
-            &nothing,
-            &mut |_, _| Ok(()),
-        )
-        .map_err(|source| StageError::Apply {
-            layer: layers.clone(),
-            source,
-        })?;
-        for ((number, id), log) in range.zip(parts).zip(copies) {
-            let from = open_dir(&self.store.branch_dir(id))?;
-            let nodes = log
-                .read()
-                .map_err(work_error(&tree))?
-                .filter_map(|record| record.map(copy_node).transpose());
-            let layer = Layers::one(image, number);
-            self.copy_nodes(&layer, &from, &root, nodes, work)?;
-        }
-        let own = dirs.read().filter_map(|edit| match edit {
-            Ok(Edit::Directory { path, attrs }) => Some(Ok((path, attrs))),
-            Ok(_) => None,
-            Err(error) => Some(Err(error)),
-        });
-        let all = std::iter::once(Ok((Vec::new(), top.clone()))).chain(own);
-        finish_directories(root.as_fd(), all, self.ownership).map_err(|source| {
-            StageError::Finish {
-                layer: layers,
-                source,
-            }
-        })?;
-        self.commit_made(key, &tree, &top, work)
-    }
-
-    fn copy_nodes(
+    pub(super) fn copy_nodes(
         &self,
         layer: &Layers,
         from: &OwnedFd,
@@ -330,75 +242,10 @@ impl Stager<'_> {
                 source,
             })
     }
-
-    /// An empty branch whose root has the given metadata: the uppermost one of a
-    /// read-only union whose own uppermost layer says nothing of the root.
-    pub fn root_branch(&self, root: &Attrs) -> Result<BranchId, StageError> {
-        let key = format!("root {root:?}");
-        let id = BranchId::of(&key);
-        if self.store.branch(&id).map_err(StageError::Store)?.is_some() {
-            return Ok(id);
-        }
-        let work = Ingest::begin(self.store).map_err(StageError::Store)?;
-        let dir = work.directory("root").map_err(StageError::Store)?;
-        let all = std::iter::once(Ok((Vec::new(), root.clone())));
-        finish_directories(dir.as_fd(), all, self.ownership).map_err(StageError::Root)?;
-        self.commit_made(&key, &work.path().join("root"), root, &work)?;
-        Ok(id)
-    }
-
-    /// Commits a branch that is no layer: its index is just its root.
-    fn commit_made(
-        &self,
-        key: &str,
-        tree: &Path,
-        root: &Attrs,
-        work: &Ingest,
-    ) -> Result<(), StageError> {
-        let path: PathBuf = work.path().join(format!("made-{}.index", unique()));
-        let build = || -> io::Result<Index> {
-            let mut builder = Builder::new(work.scratch()?);
-            builder.push(&Record {
-                node: Some(Node::Directory {
-                    attrs: root.clone(),
-                    late: None,
-                }),
-                ..Record::default()
-            })?;
-            builder.finish(
-                File::options()
-                    .read(true)
-                    .write(true)
-                    .create_new(true)
-                    .open(&path)?,
-            )
-        };
-        build().map_err(work_error(&path))?;
-        let edits = work
-            .scratch()
-            .and_then(EditLog::new)
-            .map_err(work_error(&path))?;
-        let record = BranchRecord {
-            id: BranchId::of(key),
-            key: key.to_owned(),
-            diff_id: None,
-            format: None,
-            edits: 0,
-            additive: true,
-            summary: Summary::default(),
-            tar_bytes: 0,
-            created: crate::layer::store::now(),
-            boot: None,
-        };
-        self.store
-            .commit(tree, &path, &edits, &record)
-            .map_err(StageError::Store)?;
-        Ok(())
-    }
 }
 
 /// What is to be copied for a record; nothing for one that has nothing on disk.
-fn copy_node(record: Record) -> Option<CopyNode> {
+pub(super) fn copy_node(record: Record) -> Option<CopyNode> {
     let (is_directory, inode) = match record.node? {
         Node::File { inode, .. } | Node::Symlink { inode, .. } | Node::Special { inode, .. } => {
             (false, inode)
@@ -412,22 +259,4 @@ fn copy_node(record: Record) -> Option<CopyNode> {
         is_directory,
         inode,
     })
-}
-
-/// A step of flattening failed: the indexes, or the log of what is to be done.
-enum FlatError {
-    Seal(SealError),
-    Io(io::Error),
-}
-
-impl From<SealError> for FlatError {
-    fn from(error: SealError) -> Self {
-        FlatError::Seal(error)
-    }
-}
-
-impl From<io::Error> for FlatError {
-    fn from(error: io::Error) -> Self {
-        FlatError::Io(error)
-    }
 }

@@ -29,6 +29,13 @@ pub enum Layers {
         /// The uppermost.
         last: usize,
     },
+    /// One that is a branch already.
+    Branch {
+        /// Which.
+        id: String,
+    },
+    /// Those of several images.
+    Images,
 }
 
 impl Layers {
@@ -54,6 +61,8 @@ impl fmt::Display for Layers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Layers::One { number, diff_id } => write!(f, "layer {number} of diffID {diff_id}"),
+            Layers::Branch { id } => write!(f, "branch {id}"),
+            Layers::Images => write!(f, "the images as one tree"),
             Layers::Range { first, last } => write!(f, "layers {first} to {last} as one branch"),
         }
     }
@@ -112,6 +121,18 @@ pub enum StageError {
         #[source]
         source: io::Error,
     },
+    /// The store would have more than it may.
+    #[error(
+        "the store has {has} bytes of layers and may have {limit} (--max-store-size); this image needs {needs} more at least"
+    )]
+    Limit {
+        /// Bytes that it may have.
+        limit: u64,
+        /// Bytes that it has.
+        has: u64,
+        /// Bytes that the missing layers have at least.
+        needs: u64,
+    },
     /// A layer that was there is gone.
     #[error("layer {diff_id} was removed while the image was staged; try again")]
     Lost {
@@ -123,9 +144,10 @@ pub enum StageError {
 impl StageError {
     /// Whether disk space or a quota ran out, anywhere on the way.
     pub fn is_out_of_space(&self) -> bool {
-        matches!(
-            crate::layer::tree::errno_in_chain(self),
-            Some(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)
-        )
+        matches!(self, StageError::Limit { .. })
+            || matches!(
+                crate::layer::tree::errno_in_chain(self),
+                Some(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)
+            )
     }
 }

@@ -71,6 +71,29 @@ pub struct Holdings {
     pub limit_memory_bytes: u64,
 }
 
+/// What collection in this process came to, and where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Collected {
+    /// Runs.
+    pub runs: u64,
+    /// Images that were removed.
+    pub images: u64,
+    /// Branches that were removed.
+    pub layers: u64,
+    /// Bytes of those, as far as they can be estimated.
+    pub bytes: u64,
+    /// Size of the store's filesystem.
+    pub disk_bytes: u64,
+    /// Bytes of it that are free.
+    pub disk_free: u64,
+    /// Percent at which something goes.
+    pub high: u8,
+    /// Percent down to which it goes.
+    pub low: u8,
+    /// Bytes that the layers may have together; 0 for any number.
+    pub limit: u64,
+}
+
 /// What the pulls of this process came to, counted by whoever pulls.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pulls {
@@ -118,6 +141,12 @@ struct All {
     pull_retries: Family<One, Counter>,
     downloads: Family<One, Gauge>,
     events: Family<One, Counter>,
+    collections: Counter,
+    collected: Family<One, Counter>,
+    collected_bytes: Counter,
+    disk: Family<One, Gauge>,
+    marks: Family<One, Gauge>,
+    limit: Gauge,
 }
 
 impl Default for Metrics {
@@ -231,7 +260,48 @@ impl Default for Metrics {
             "Blobs that are being fetched, or wait for their turn",
             Family::clone(&downloads),
         );
+        let collections = Counter::default();
+        own.register("collections", "Runs of collection", collections.clone());
+        let collected = Family::default();
+        own.register(
+            "collected",
+            "What collection removed from the store, by kind",
+            Family::clone(&collected),
+        );
+        let collected_bytes = Counter::default();
+        own.register_with_unit(
+            "collected",
+            "Estimated size of the layers that collection removed",
+            Unit::Bytes,
+            collected_bytes.clone(),
+        );
+        let disk = Family::default();
+        own.register_with_unit(
+            "store_filesystem",
+            "The filesystem of the store: its size, and what of it is free",
+            Unit::Bytes,
+            Family::clone(&disk),
+        );
+        let marks = Family::default();
+        own.register(
+            "collection_mark_percent",
+            "Use of that filesystem at which collection begins (high) and ends (low)",
+            Family::clone(&marks),
+        );
+        let limit = Gauge::default();
+        own.register_with_unit(
+            "store_limit",
+            "Size that all layers may have together, 0 for any",
+            Unit::Bytes,
+            limit.clone(),
+        );
         Metrics(Arc::new(All {
+            collections,
+            collected,
+            collected_bytes,
+            disk,
+            marks,
+            limit,
             registry,
             calls,
             in_flight,
@@ -279,6 +349,27 @@ impl Metrics {
         all.pulls_running.set(signed(pulls.running));
         set(&all.pull_bytes, pulls.bytes);
         set(&all.pull_resumed_bytes, pulls.resumed_bytes);
+    }
+
+    /// What collection came to, and where it stands.
+    pub fn collected(&self, found: &Collected) {
+        let set = |counter: &Counter, value: u64| counter.inner().store(value, Ordering::Relaxed);
+        let all = &self.0;
+        set(&all.collections, found.runs);
+        set(&all.collected_bytes, found.bytes);
+        for (kind, count) in [("image", found.images), ("layer", found.layers)] {
+            let labels = [("kind", kind.to_owned())];
+            set(&all.collected.get_or_create(&labels), count);
+        }
+        for (state, bytes) in [("size", found.disk_bytes), ("free", found.disk_free)] {
+            let labels = [("state", state.to_owned())];
+            all.disk.get_or_create(&labels).set(signed(bytes));
+        }
+        for (mark, percent) in [("high", found.high), ("low", found.low)] {
+            let labels = [("mark", mark.to_owned())];
+            all.marks.get_or_create(&labels).set(percent.into());
+        }
+        all.limit.set(signed(found.limit));
     }
 
     /// A call was answered.
@@ -415,6 +506,14 @@ mod tests {
         metrics.repaired("undone");
         metrics.stuck(2);
         metrics.event("dropped");
+        metrics.collected(&Collected {
+            runs: 4,
+            images: 5,
+            bytes: 1 << 20,
+            disk_free: 77,
+            high: 80,
+            ..Collected::default()
+        });
         let text = metrics.text();
         for line in [
             "aufs_csi_volumes{state=\"mounted\"} 3",
@@ -428,6 +527,12 @@ mod tests {
             "aufs_csi_repairs_total{kind=\"undone\"} 1",
             "aufs_csi_stuck_volumes 2",
             "aufs_csi_events_total{outcome=\"dropped\"} 1",
+            "aufs_csi_collections_total 4",
+            "aufs_csi_collected_total{kind=\"image\"} 5",
+            "aufs_csi_collected_bytes_total 1048576",
+            "aufs_csi_store_filesystem_bytes{state=\"free\"} 77",
+            "aufs_csi_collection_mark_percent{mark=\"high\"} 80",
+            "aufs_csi_store_limit_bytes 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");
         }

@@ -340,7 +340,7 @@ fn listed_branches(entry: &MountEntry) -> Option<Vec<Vec<u8>>> {
 
 fn read_branches(host: &dyn Host, id: &str, planned: usize) -> Result<Vec<Vec<u8>>, VerifyError> {
     let directory = PathBuf::from(format!("{SYSFS}/si_{id}"));
-    let mut found = Vec::with_capacity(planned);
+    let mut found = Vec::new();
     // One more than planned is read, so that an extra branch shows.
     for index in 0..=planned {
         let path = directory.join(format!("br{index}"));
@@ -351,6 +351,38 @@ fn read_branches(host: &dyn Host, id: &str, planned: usize) -> Result<Vec<Vec<u8
         }
     }
     Ok(found)
+}
+
+/// The branches of the union that is mounted at `at`, whoever mounted it; none
+/// where that is not to be found out without danger.
+pub(super) fn branches_at(
+    host: &dyn Host,
+    at: &Path,
+    entry: &MountEntry,
+) -> io::Result<Option<Vec<Vec<u8>>>> {
+    use std::os::unix::fs::MetadataExt;
+    if let Some(listed) = listed_branches(entry) {
+        return Ok(Some(listed));
+    }
+    let Some(id) = id_of(entry) else {
+        return Ok(None);
+    };
+    // Open, it cannot be unmounted; and it is the one in the table, for no other
+    // has its number as long as it lives. So its files in sysfs may be read.
+    let held = match std::fs::File::open(at) {
+        Ok(held) => held,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let number = held.metadata()?.dev();
+    if (rustix::fs::major(number), rustix::fs::minor(number)) != entry.device {
+        return Ok(None);
+    }
+    match read_branches(host, &id, usize::MAX - 1) {
+        Ok(found) if found.is_empty() => Ok(None),
+        Ok(found) => Ok(Some(found)),
+        Err(error) => Err(io::Error::other(error)),
+    }
 }
 
 /// Reads a file of the union, which answers `EBUSY` while a remount or another

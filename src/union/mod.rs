@@ -29,10 +29,12 @@ pub mod aufs;
 mod bind;
 mod execute;
 pub mod overlay;
+mod parts;
 pub mod probe;
 mod release;
 
 pub use execute::{MountError, Mounted, VerifyError, execute, mount, verify};
+pub use parts::parts;
 pub use release::{UnmountError, detach, union_at, unmount, unmount_top, unmount_union};
 
 /// Longest option value that `fsconfig(2)` takes, in bytes.

@@ -212,6 +212,14 @@ pub(super) fn is_of(plan: &MountPlan, entry: &MountEntry) -> bool {
     }
 }
 
+/// Whether the lower directories were named by descriptors, which say nothing to
+/// anybody else.
+pub(super) fn is_by_descriptors(entry: &MountEntry) -> bool {
+    lower_directories(entry)
+        .iter()
+        .any(|lower| lower.starts_with(DESCRIPTOR))
+}
+
 /// The lower directories that the kernel reports, top first: `lowerdir+` one by
 /// one since Linux 6.8, joined by colons before.
 fn lower_directories(entry: &MountEntry) -> Vec<&[u8]> {

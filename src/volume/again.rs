@@ -50,14 +50,14 @@ impl Volumes {
             // Only the very same content fits what the pod wrote on top of it.
             let union = union_of(record.plan.backend);
             let staged = self
-                .stage_for(request, Some(record.manifest()), union, progress, &shared)
+                .stage_for(request, Some(&record.images), union, progress, &shared)
                 .map_err(kept)?;
             is_whole = staged.branches == record.branches;
         }
         if !is_whole {
             tracing::warn!(
                 volume.id = record.volume_id,
-                manifest = record.manifest(),
+                manifests = record.manifests().join(","),
                 "the volume starts empty: what it was made of was lost before it was on disk"
             );
             drop(shared);

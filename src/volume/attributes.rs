@@ -18,7 +18,7 @@
 
 mod quantity;
 
-pub use quantity::{QuantityError, bytes as quantity};
+pub use quantity::{QuantityError, bytes as parse_size};
 
 use crate::image::platform::{Platform, PlatformError};
 use crate::image::reference::{ReferenceError, Source};
@@ -162,18 +162,11 @@ struct NotYet {
 
 /// What the schema has and this version cannot do. Refused rather than ignored:
 /// a limit or a policy that silently does not hold is worse than none.
-const NOT_YET: [NotYet; 2] = [
-    NotYet {
-        key: "images",
-        is_used: |attributes| attributes.images.len() > 1,
-        reason: "a volume is made of one image",
-    },
-    NotYet {
-        key: "subPath",
-        is_used: |attributes| attributes.sub_path.is_some(),
-        reason: "a volume shows the whole image",
-    },
-];
+const NOT_YET: [NotYet; 1] = [NotYet {
+    key: "subPath",
+    is_used: |attributes| attributes.sub_path.is_some(),
+    reason: "a volume shows the whole image",
+}];
 
 impl Attributes {
     /// Checks the attributes of a volume. Keys that kubelet adds must be gone.

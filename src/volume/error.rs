@@ -2,6 +2,7 @@
 //! asked: the one place that decides, for gRPC codes and exit codes alike.
 
 use crate::image::SourceError;
+use crate::image::reference::Source;
 use crate::image::registry::RegistryError;
 use crate::layer::archive::ArchiveError;
 use crate::layer::decompress::DecompressError;
@@ -54,6 +55,14 @@ pub enum VolumeError {
     /// Where the image comes from.
     #[error("the image cannot be read")]
     Source(#[source] SourceError),
+    /// One of several images.
+    #[error("the image {image} cannot be had")]
+    Image {
+        /// Which.
+        image: String,
+        /// Why not.
+        source: Box<VolumeError>,
+    },
     /// Bringing it from a registry, or finding it in the store.
     #[error("cannot get the image {image}")]
     Pull {
@@ -114,6 +123,21 @@ pub enum VolumeError {
         /// Its id.
         volume_id: String,
         /// Why not.
+        source: Box<VolumeError>,
+    },
+    /// The disk or the store is full, and nothing more may be removed.
+    #[error(
+        "no space in the store {root}, and nothing more of it may go ({needed} images are in use, {young} were used a moment ago): free space on that filesystem of the node, remove pods that use other images, or change --max-store-size or --gc-min-age",
+        root = root.display()
+    )]
+    NoRoom {
+        /// The store.
+        root: PathBuf,
+        /// Images and layers that somebody needs.
+        needed: usize,
+        /// Images and layers that were used within the minimum age.
+        young: usize,
+        /// What found no space.
         source: Box<VolumeError>,
     },
     /// A path cannot be used.
@@ -220,6 +244,14 @@ pub enum VolumeError {
     /// Nothing here holds a writable layer to its limit.
     #[error("the writable layer cannot be given a filesystem of its own, which is what limits it")]
     Limit(#[source] io::Error),
+    /// A limit on disk is a promise, and the disk cannot keep it.
+    #[error("the writable layer needs {needs} bytes of the node's disk, and they are not free")]
+    NoRoomForLimit {
+        /// Bytes of its filesystem.
+        needs: u64,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The limit is beyond what there are numbers for.
     #[error("the volume's sizeLimit is too large")]
     LimitTooLarge(#[source] crate::ext4::TooLarge),
@@ -278,6 +310,17 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// The same, naming the image where it does not yet.
+    pub(super) fn of_image(self, image: &Source) -> Self {
+        match self {
+            VolumeError::Source(_) | VolumeError::Stage(_) => VolumeError::Image {
+                image: image.to_string(),
+                source: Box::new(self),
+            },
+            other => other,
+        }
+    }
+
     /// For `map_err` of a look at what there is of a volume.
     pub(super) fn unclear(volume_id: &str) -> impl FnOnce(Self) -> Self {
         |source| VolumeError::Unclear {
@@ -307,11 +350,13 @@ impl VolumeError {
         match self {
             VolumeError::Store(error) => store_kind(error),
             VolumeError::Limit(error) => limit_kind(error),
+            VolumeError::NoRoomForLimit { .. } => ErrorKind::ResourceExhausted,
             VolumeError::LimitTooLarge(_) | VolumeError::UnlimitedMemory => {
                 ErrorKind::FailedPrecondition
             }
             VolumeError::Unreachable { .. } => ErrorKind::Unavailable,
             VolumeError::Source(error) => source_kind(error),
+            VolumeError::Image { source, .. } => source.kind(),
             VolumeError::Pull { source, .. } => pull_kind(source),
             VolumeError::Stage(error) => stage_kind(error),
             VolumeError::Union(_) | VolumeError::NotPropagated { .. } => {
@@ -325,6 +370,7 @@ impl VolumeError {
             VolumeError::Mount(MountError::InUse { .. }) => ErrorKind::Aborted,
             VolumeError::Mount(error) if error.is_undone() => ErrorKind::Internal,
             VolumeError::Mount(_) | VolumeError::NotUndone { .. } => ErrorKind::Unavailable,
+            VolumeError::NoRoom { .. } => ErrorKind::ResourceExhausted,
             VolumeError::Unmount(_) => ErrorKind::Aborted,
             VolumeError::Target { source, .. } => match source.kind() {
                 io::ErrorKind::NotADirectory => ErrorKind::InvalidArgument,
@@ -364,7 +410,7 @@ impl VolumeError {
 /// As [`VolumeError::kind`], for making a writable layer's filesystem.
 fn limit_kind(error: &io::Error) -> ErrorKind {
     match Errno::from_io_error(error) {
-        Some(Errno::NOSPC | Errno::DQUOT | Errno::NOMEM) => ErrorKind::ResourceExhausted,
+        Some(Errno::NOMEM) => ErrorKind::ResourceExhausted,
         // All loop devices were taken just before.
         Some(Errno::BUSY) => ErrorKind::Aborted,
         Some(Errno::IO | Errno::MFILE | Errno::NFILE) => ErrorKind::Internal,
@@ -482,6 +528,7 @@ fn stage_kind(error: &StageError) -> ErrorKind {
         | StageError::Finish { .. }
         | StageError::Root(_)
         | StageError::Work { .. } => ErrorKind::Internal,
+        StageError::Limit { .. } => ErrorKind::ResourceExhausted,
         StageError::Lost { .. } => ErrorKind::Aborted,
     }
 }

@@ -146,6 +146,7 @@ impl Volumes {
         match limit.means {
             Means::Memory => self.mount_memory(dir, limit),
             Means::Image => {
+                // Where there is no room, the caller collects and begins anew.
                 make_image(&image(dir), limit)?;
                 self.mount_image(dir)
             }
@@ -294,7 +295,13 @@ fn make_image(path: &Path, limit: &Limit) -> Result<(), VolumeError> {
         .map_err(StoreError::io("make", path))
         .map_err(VolumeError::Store)?;
     steps::before("allocate an image");
-    allocate(&file, layout.bytes()).map_err(VolumeError::Limit)?;
+    allocate(&file, layout.bytes()).map_err(|source| match Errno::from_io_error(&source) {
+        Some(Errno::NOSPC | Errno::DQUOT) => VolumeError::NoRoomForLimit {
+            needs: layout.bytes(),
+            source,
+        },
+        _ => VolumeError::Limit(source),
+    })?;
     steps::before("format an image");
     ext4::format(&layout, &identity, |at, bytes| file.write_all_at(bytes, at))
         .and_then(|()| file.sync_all())

@@ -1,6 +1,6 @@
 //! What the store holds and who uses it, for people and programs to read.
 
-use super::record::{self, Owner, Pod, VolumeState};
+use super::record::{self, Owner, Pod, RecordedImage, VolumeState};
 use super::{VolumeError, Volumes};
 use crate::layer::seal::Format;
 use crate::layer::store::BranchId;
@@ -20,10 +20,8 @@ pub struct VolumeInfo {
     /// The pod, where kubelet named it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
-    /// The image as it was asked for.
-    pub image: String,
-    /// Digest of its manifest.
-    pub manifest: String,
+    /// Its images, uppermost first.
+    pub images: Vec<RecordedImage>,
     /// How it is mounted.
     pub backend: Backend,
     /// Without a writable layer.
@@ -53,6 +51,11 @@ pub struct ImageInfo {
     pub bytes: u64,
     /// Volumes that use it.
     pub volumes: Vec<String>,
+    /// What else keeps it: pulls that run, and the list of images to prefetch.
+    pub kept: Vec<String>,
+    /// When it was last staged, or a volume of it began or ended, in seconds since
+    /// the epoch.
+    pub used: u64,
     /// Seconds since the epoch.
     pub created: u64,
 }
@@ -87,16 +90,11 @@ impl Volumes {
         Ok(records
             .into_iter()
             .map(|(_, record)| VolumeInfo {
-                manifest: record.manifest().to_owned(),
                 volume_id: record.volume_id,
                 state: record.state,
                 owner: record.owner,
                 pod: record.pod,
-                image: record
-                    .images
-                    .first()
-                    .map(|image| image.image.clone())
-                    .unwrap_or_default(),
+                images: record.images,
                 backend: record.plan.backend,
                 read_only: record.read_only,
                 target: record.target,
@@ -116,10 +114,18 @@ impl Volumes {
                 sizes.insert(diff_id, branch.summary.bytes);
             }
         }
+        let leases = self.store.held().map_err(VolumeError::Store)?;
+        let leases = leases.unwrap_or_default();
         let images = self.store.images().map_err(VolumeError::Store)?;
         Ok(images
             .into_iter()
             .map(|image| ImageInfo {
+                kept: leases
+                    .iter()
+                    .filter(|held| held.images.contains(&image.manifest))
+                    .map(|held| held.purpose.clone())
+                    .collect(),
+                used: self.store.last_use(&image),
                 names: references
                     .iter()
                     .filter(|reference| reference.manifest == image.manifest)
@@ -132,7 +138,10 @@ impl Volumes {
                     .sum(),
                 volumes: volumes
                     .iter()
-                    .filter(|volume| volume.manifest == image.manifest)
+                    .filter(|volume| {
+                        let mut images = volume.images.iter();
+                        images.any(|used| used.manifest == image.manifest)
+                    })
                     .map(|volume| volume.volume_id.clone())
                     .collect(),
                 platform: image.platform,

@@ -18,6 +18,7 @@
 //! recover     records × mount table → what has to be put right (pure)
 //! upkeep      doing that, at the start and from time to time
 //! limit       filesystems of their own for writable layers with a limit
+//! collect     what of the store goes when space is short, and what stays
 //! stats       how full a volume is
 //! ```
 
@@ -26,6 +27,7 @@ mod again;
 pub mod attributes;
 pub mod changes;
 pub mod check;
+mod collect;
 mod error;
 pub mod limit;
 mod listing;
@@ -40,6 +42,7 @@ mod unpublish;
 pub mod upkeep;
 
 pub use attributes::Medium;
+pub use collect::{Collect, CollectSettings, Prefetched};
 pub use error::{ErrorKind, VolumeError};
 pub use listing::{ImageInfo, LayerInfo, VolumeInfo};
 pub use record::{Owner, Pod, RecordedImage};
@@ -84,12 +87,16 @@ pub struct VolumeOptions {
     pub rootless: bool,
     /// How layers are staged.
     pub stage: StageOptions,
+    /// Most branches that a volume's images become, whatever the kernel takes.
+    pub max_branches: Option<usize>,
     /// The node's `/proc`, which shows who holds a mount.
     pub host_proc: PathBuf,
     /// How images come from registries.
     pub pull: PullOptions,
     /// How large writable layers may be.
     pub limits: limit::Limits,
+    /// What goes from the store when; can be replaced later.
+    pub collect: CollectSettings,
 }
 
 /// When a volume's image is pulled, and with what.
@@ -159,9 +166,18 @@ impl PublishRequest {
     /// A person's volume with a writable layer and nothing special, at a target
     /// that is made for it.
     pub fn new(volume_id: impl Into<String>, image: Source, target: impl Into<PathBuf>) -> Self {
+        Self::of_images(volume_id, vec![ImageRequest::unconfined(image)], target)
+    }
+
+    /// The same of several images, the uppermost first.
+    pub fn of_images(
+        volume_id: impl Into<String>,
+        images: Vec<ImageRequest>,
+        target: impl Into<PathBuf>,
+    ) -> Self {
         PublishRequest {
             volume_id: volume_id.into(),
-            images: vec![ImageRequest::unconfined(image)],
+            images,
             pull: PullChoice::default(),
             platform: None,
             target: target.into(),
@@ -194,8 +210,8 @@ pub struct UnpublishRequest {
 /// A volume that is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    /// Digest of the image's manifest.
-    pub manifest: String,
+    /// Its images, uppermost first.
+    pub images: Vec<RecordedImage>,
     /// How it is mounted.
     pub backend: Backend,
     /// Number of read-only branches.
@@ -216,6 +232,7 @@ pub struct Volumes {
     namespace: u64,
     counted: stats::Counted,
     doubts: upkeep::Doubts,
+    collection: collect::Collection,
 }
 
 impl Volumes {
@@ -249,6 +266,7 @@ impl Volumes {
             pulls: Pulls::new(Arc::clone(&store), options.pull.clone()),
             store,
             host,
+            collection: collect::Collection::new(options.collect.clone()),
             options,
             probe: OnceLock::new(),
             namespace,
@@ -279,11 +297,17 @@ impl Volumes {
         };
         Ok(Stager {
             store: &self.store,
-            options: self.options.stage.clone(),
+            options: StageOptions {
+                max_store: self.collection().marks.max_size,
+                ..self.options.stage.clone()
+            },
             ownership: self.ownership(),
             // One is the writable layer, or a directory that only brings the
             // root's metadata, whatever volume comes first.
-            max_branches: limit.saturating_sub(1).max(1),
+            max_branches: limit
+                .saturating_sub(1)
+                .min(self.options.max_branches.unwrap_or(usize::MAX))
+                .max(1),
         })
     }
 
@@ -298,8 +322,12 @@ impl Volumes {
         progress: &dyn Progress,
     ) -> Result<StagedImage, VolumeError> {
         let backend = self.choose(choice)?;
-        let asker = Asker::Operator { policy };
-        let mut staged = self.stage_from(source, None, platform, backend, asker, progress)?;
+        let asker = Asker::Operator {
+            policy,
+            is_node: false,
+        };
+        let mut staged =
+            self.with_room(|| self.stage_from(source, None, platform, backend, asker, progress))?;
         let begun = Instant::now();
         self.store
             .flush(&staged.form.branches)

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::layer::index::Attrs;
 use crate::layer::steps;
-use crate::layer::store::{BranchId, SealedForm, SharedLock, StoreError};
+use crate::layer::store::{BranchId, Lease, SealedForm, SharedLock, StoreError};
 use crate::layer::unpack::finish_directories;
 use crate::stage::{Phase, Progress};
 use crate::union::probe::UnionRequest;
@@ -20,6 +20,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a staging path may be busy on which a killed process has left a
@@ -36,12 +37,14 @@ enum Before {
     Unmounted(Box<VolumeRecord>),
 }
 
-/// An image as the branches of one volume.
+/// Images as the branches of one volume.
 pub(super) struct Staged {
     images: Vec<RecordedImage>,
     backend: Backend,
     pub(super) branches: Vec<BranchId>,
     form: SealedForm,
+    /// Keep them until the volume's record does.
+    leases: Vec<Arc<Lease>>,
 }
 
 impl Volumes {
@@ -98,7 +101,9 @@ impl Volumes {
             true => VolumeError::unclear(&request.volume_id)(error),
             false => error,
         });
-        let result = target.and_then(|target| self.publish_locked(request, &dir, target, progress));
+        let result = target.and_then(|target| {
+            self.with_room(|| self.publish_locked(request, &dir, target.clone(), progress))
+        });
         lock.end(&dir, result)
     }
 
@@ -199,7 +204,7 @@ impl Volumes {
         let exists = self.check_target(&target, request.create_target)?;
         let limit = self.limit_of(request)?;
         let base = limit::writable_base(dir, limit.as_ref());
-        // Branches must not be collected between being staged and being pinned.
+        // What is staged carries a lease, so that it is not collected before it is pinned.
         let shared = self.store.lock_shared().map_err(VolumeError::Store)?;
         let staged = self.stage_for(request, None, request.union, progress, &shared)?;
         let plan = MountPlan {
@@ -247,6 +252,8 @@ impl Volumes {
             self.remove_dir_tree(dir)?;
             return Err(VolumeError::Store(error));
         }
+        // The record keeps the branches now.
+        drop(staged.leases);
         progress.phase(Phase::Mounting);
         let mounted = self
             .make_writable(dir, &record, &staged.form)
@@ -275,42 +282,63 @@ impl Volumes {
         }
     }
 
-    /// Stages the volume's image, which had the manifest `was` before if it is to
-    /// be the same again. The caller keeps branches from being collected.
+    /// Stages the volume's images, which are what they `were` before if the volume
+    /// is to be the same again.
     pub(super) fn stage_for(
         &self,
         request: &PublishRequest,
-        was: Option<&str>,
+        were: Option<&[RecordedImage]>,
         union: UnionRequest,
         progress: &dyn Progress,
         _: &SharedLock,
     ) -> Result<Staged, VolumeError> {
         let chosen = self.choose(union)?;
-        let image = request.images.first().ok_or(VolumeError::NoImage)?;
-        let staged = self.stage_from(
-            &image.source,
-            image.source_root.as_deref(),
-            request.platform.as_ref(),
-            chosen,
-            Asker::of(request, was),
-            progress,
-        )?;
-        let mut branches = staged.form.branches.clone();
-        if branches.is_empty() || request.read_only && !staged.form.root_fits {
-            let root = self
-                .stager(chosen)?
-                .root_branch(&Attrs::from(&staged.form.root))
+        if request.images.is_empty() {
+            return Err(VolumeError::NoImage);
+        }
+        let mut staged = Vec::with_capacity(request.images.len());
+        for (number, image) in request.images.iter().enumerate() {
+            let was = were.and_then(|were| were.get(number));
+            let one = self.stage_from(
+                &image.source,
+                image.source_root.as_deref(),
+                request.platform.as_ref(),
+                chosen,
+                Asker::of(request, was.map(|was| was.manifest.as_str())),
+                progress,
+            );
+            staged.push(one.map_err(|error| match request.images.len() {
+                1 => error,
+                _ => error.of_image(&image.source),
+            })?);
+        }
+        let stager = self.stager(chosen)?;
+        let leases: Vec<Arc<Lease>> = staged
+            .iter()
+            .map(|image| Arc::clone(&image.lease))
+            .collect();
+        let form = stager
+            .join(&staged, self.format(chosen))
+            .map_err(VolumeError::Stage)?;
+        let mut branches = form.branches.clone();
+        if branches.is_empty() || request.read_only && !form.root_fits {
+            let root = stager
+                .root_branch(&Attrs::from(&form.root), &leases[0])
                 .map_err(VolumeError::Stage)?;
             branches.insert(0, root);
         }
+        let images = request.images.iter().zip(staged);
         Ok(Staged {
-            images: vec![RecordedImage {
-                image: image.source.to_string(),
-                manifest: staged.image.manifest,
-            }],
+            images: images
+                .map(|(image, staged)| RecordedImage {
+                    image: image.source.to_string(),
+                    manifest: staged.image.manifest,
+                })
+                .collect(),
             backend: chosen.for_volume(branches.len(), request.read_only),
             branches,
-            form: staged.form,
+            form,
+            leases,
         })
     }
 
@@ -450,7 +478,7 @@ impl Volumes {
 
 pub(super) fn published(record: VolumeRecord) -> Published {
     Published {
-        manifest: record.manifest().to_owned(),
+        images: record.images,
         backend: record.plan.backend,
         branches: record.branches.len(),
         existed: false,

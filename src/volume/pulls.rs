@@ -16,7 +16,7 @@ use crate::pull::{Book, Local, Promises, PullError, PullPolicy, Puller, Staging,
 use crate::secret::Secret;
 use crate::stage::{Progress, Pulled, StagedImage, Stager};
 use crate::telemetry;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,6 +66,8 @@ pub(super) enum Asker<'a> {
     Operator {
         /// When it is pulled.
         policy: PullPolicy,
+        /// Whether it is the node itself, with its own credentials.
+        is_node: bool,
     },
     /// A volume.
     Volume {
@@ -152,6 +154,17 @@ impl Pulls {
         }
     }
 
+    /// What volumes are promised: their ids, and digests of images.
+    pub(super) fn promised(&self) -> Result<Vec<(String, Vec<String>)>, StoreError> {
+        self.promises.all()
+    }
+
+    /// Forgets who delivered layers that are not in `kept`, see
+    /// [`Book::forget_layers_but`].
+    pub(super) fn forget_layers_but(&self, kept: &BTreeSet<String>) -> Result<usize, StoreError> {
+        self.book.forget_layers_but(kept)
+    }
+
     /// Removes what was fetched for pulls that nobody has gone on with, by this
     /// process or by an earlier one.
     pub(super) fn expire(&self) -> Result<(), StoreError> {
@@ -230,7 +243,7 @@ impl Pulls {
         let failed_once = |error: PullError| failed(Arc::new(error));
         let running = self.start().map_err(failed_once)?;
         let (policy, volume, was) = match asker {
-            Asker::Operator { policy } => (policy, None, None),
+            Asker::Operator { policy, .. } => (policy, None, None),
             Asker::Volume { request, was } => (
                 request
                     .pull
@@ -241,7 +254,9 @@ impl Pulls {
             ),
         };
         let is_persons = volume.is_none_or(|request| request.owner == Owner::Command);
+        let is_node = matches!(asker, Asker::Operator { is_node: true, .. });
         let keyring = match volume {
+            None if is_node => running.keyring(&BTreeMap::new()),
             Some(request) if !is_persons => running.keyring(&request.pull.secrets),
             _ => Keyring::command(&running.command, &[name.registry()]),
         };

@@ -118,11 +118,10 @@ pub struct VolumeRecord {
 }
 
 impl VolumeRecord {
-    /// Digest of the uppermost image's manifest.
-    pub fn manifest(&self) -> &str {
-        self.images
-            .first()
-            .map_or("", |image| image.manifest.as_str())
+    /// Digests of its images' manifests, the uppermost first.
+    pub fn manifests(&self) -> Vec<&str> {
+        let images = self.images.iter();
+        images.map(|image| image.manifest.as_str()).collect()
     }
 }
 
@@ -139,6 +138,11 @@ pub fn directory(store: &Store, volume_id: &str) -> PathBuf {
 /// Reads a volume's record; none if there is no such volume. One that was cut
 /// short by a power loss is [`StoreError::Damaged`].
 pub fn read(dir: &Path) -> Result<Option<VolumeRecord>, StoreError> {
+    read_json(&dir.join("record.json"))
+}
+
+/// Of a record, whichever version wrote it, what `T` has.
+pub(super) fn read_as<T: serde::de::DeserializeOwned>(dir: &Path) -> Result<Option<T>, StoreError> {
     read_json(&dir.join("record.json"))
 }
 

@@ -122,10 +122,12 @@ impl Node {
             run_dir: self.path("run"),
             // Nobody but root could give files away.
             rootless: true,
+            max_branches: None,
             stage: StageOptions::default(),
             host_proc: PathBuf::from("/proc"),
             pull: Default::default(),
             limits: Default::default(),
+            collect: Default::default(),
         };
         let host: Arc<dyn Host> = Arc::<FakeHost>::clone(host);
         let volumes = Volumes::open(options, host).unwrap();

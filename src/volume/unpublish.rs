@@ -2,6 +2,7 @@
 
 use super::record::{self, Owner, VolumeRecord, VolumeState};
 use super::{UnpublishRequest, VolumeError, Volumes, canonical, lock::VolumeLock};
+use crate::chain::Chain;
 use crate::layer::steps;
 use crate::layer::store::StoreError;
 use crate::union::{self, Backend, UnmountError};
@@ -137,6 +138,12 @@ impl Volumes {
         }
         if let Some(writable) = &record.plan.writable {
             self.counted.forget(&writable.upper);
+        }
+        // The end of its use; the image may be looked at as soon as the record is gone.
+        for image in &record.images {
+            if let Err(error) = self.store.touch(&image.manifest) {
+                tracing::warn!(error = %Chain(&error), "the image looks less used than it is");
+            }
         }
         self.remove_dir_tree(dir)
     }

@@ -6,7 +6,7 @@ use super::driver::{Node, names};
 use super::fake::{Kubelet, Volume};
 use super::layers;
 use aufs_csi::host::linux::LinuxHost;
-use aufs_csi::host::{Filesystem, Holder, Host, MountCall, MountEntry, Place};
+use aufs_csi::host::{Filesystem, Holder, Host, MountCall, MountEntry, MountTable, Place};
 use aufs_csi::volume::upkeep::Upkeep;
 use aufs_csi::volume::{Owner, PublishRequest, UnpublishRequest, Volumes};
 use std::ffi::OsString;
@@ -97,6 +97,10 @@ impl Host for Meanwhile {
 
     fn holders(&self, proc: &Path, target: &Path) -> io::Result<Vec<Holder>> {
         LinuxHost.holders(proc, target)
+    }
+
+    fn mount_tables(&self, proc: &Path) -> io::Result<Vec<MountTable>> {
+        LinuxHost.mount_tables(proc)
     }
 
     fn is_namespace_alive(&self, proc: &Path, namespace: u64) -> io::Result<bool> {

@@ -73,6 +73,49 @@ pub fn stacks(shape: Shape) -> impl Strategy<Value = Vec<Layer>> {
     })
 }
 
+/// One to four images, the uppermost first, whose layers each have a meaning where
+/// they stand. Most share their lowest layers with another one, and some have a
+/// layer of another one somewhere else.
+pub fn image_stacks(shape: Shape) -> impl Strategy<Value = Vec<Vec<Layer>>> {
+    let image = (
+        option::weighted(0.7, (any::<Index>(), any::<Index>())),
+        option::weighted(0.2, any::<Index>()),
+        vec(vec(candidate(shape), 0..=shape.max_entries), 0..=3),
+    );
+    vec(image, 1..=4).prop_map(|images| {
+        let mut stacks: Vec<Vec<Layer>> = Vec::new();
+        for (prefix, borrowed, own) in images {
+            let mut stack = Vec::new();
+            if let Some((image, layers)) = prefix.filter(|_| !stacks.is_empty()) {
+                let from = &stacks[image.index(stacks.len())];
+                stack.extend_from_slice(&from[..layers.index(from.len() + 1)]);
+            }
+            let mut tree = flatten(&stack).expect("the lowest layers of a stack that makes sense");
+            for candidates in own {
+                let layer = sensible_layer(&tree, candidates);
+                tree = apply_layer(&tree, &layer, &mut BTreeSet::new())
+                    .expect("a layer of entries that were tried");
+                stack.push(layer);
+            }
+            let others: Vec<&Layer> = stacks.iter().flatten().collect();
+            if let Some(layer) = borrowed.filter(|_| !others.is_empty()) {
+                let layer = others[layer.index(others.len())].clone();
+                let mut notes = BTreeSet::new();
+                if apply_layer(&tree, &layer, &mut notes).is_ok()
+                    && UNSETTLED.iter().all(|note| !notes.contains(note))
+                {
+                    stack.push(layer);
+                }
+            }
+            if stack.is_empty() {
+                stack.push(Layer::new());
+            }
+            stacks.push(stack);
+        }
+        stacks
+    })
+}
+
 /// Stacks that make no sense, and how the model refuses them. The offending
 /// layer is the last one; what is before it has a meaning.
 pub fn refused_stacks(shape: Shape) -> impl Strategy<Value = (Vec<Layer>, ModelError)> {

@@ -7,8 +7,10 @@
 //! tree      what a mount shows, path by path: read it, compare two
 //! model     layers → tree, by the image specification
 //! cases     the hand-written table of what layers mean
+//! images    the hand-written table of what several images are together
+//! lookup    what a union of branches shows, without a mount
 //! tarball   layers → tar, compression, OCI layout, docker-archive
-//! generate  random layer stacks
+//! generate  random layer stacks, and images that share layers
 //! inputs    running properties on them, and showing what fails
 //! mutate    random changes, to a mount and to a tree
 //! node      a store with volumes, on real mounts
@@ -36,7 +38,9 @@ pub mod bench;
 pub mod cases;
 pub mod entry;
 pub mod generate;
+pub mod images;
 pub mod inputs;
+pub mod lookup;
 pub mod model;
 pub mod mutate;
 pub mod node;

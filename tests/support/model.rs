@@ -113,7 +113,8 @@ pub fn apply_layer(
 }
 
 /// Several images in one volume: each is flattened on its own, the first on
-/// top; directories merge, anything else hides what is below it.
+/// top; directories merge, anything else hides what is below it. Where directories
+/// merge, the metadata is that of the upper one, unless that is only implied.
 pub fn merge(images: &[Tree]) -> Tree {
     let mut merged = Tree::empty();
     for image in images.iter().rev() {
@@ -123,6 +124,8 @@ pub fn merge(images: &[Tree]) -> Tree {
             let both_dirs = node.is_dir() && merged.get(path).is_some_and(Node::is_dir);
             if !both_dirs {
                 merged.remove(path);
+            } else if node.implied {
+                continue;
             }
             let inode = *numbers
                 .entry(node.inode)

@@ -10,7 +10,8 @@ use aufs_csi::stage::StageOptions;
 use aufs_csi::union::{self, probe::UnionRequest};
 use aufs_csi::volume::record::VolumeRecord;
 use aufs_csi::volume::{
-    Owner, PublishRequest, Published, UnpublishRequest, VolumeError, VolumeOptions, Volumes,
+    ImageRequest, Owner, PublishRequest, Published, UnpublishRequest, VolumeError, VolumeOptions,
+    Volumes,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -67,10 +68,12 @@ impl TestNode {
             root: dir.join("store"),
             run_dir: run_dir(dir),
             rootless: false,
+            max_branches: None,
             stage: StageOptions::default(),
             host_proc: PathBuf::from("/proc"),
             pull: Default::default(),
             limits: Default::default(),
+            collect: Default::default(),
         }
     }
 
@@ -122,14 +125,33 @@ impl TestNode {
             .publish(&self.request(id, source, read_only), &())
     }
 
+    /// Of several images, the uppermost first.
+    pub fn publish_all(
+        &self,
+        id: &str,
+        sources: &[Source],
+        read_only: bool,
+    ) -> Result<Published, VolumeError> {
+        let images = sources.iter().cloned().map(ImageRequest::unconfined);
+        let request = PublishRequest {
+            images: images.collect(),
+            ..self.request(id, &sources[0], read_only)
+        };
+        self.volumes.publish(&request, &())
+    }
+
     /// Takes the union of a volume down, as a reboot does, and has it mounted again
     /// with the writable layer as it is by then.
     pub fn remount(&self, id: &str) {
         let record = self.record(id);
         let patience = std::time::Duration::from_secs(10);
         union::unmount(&LinuxHost, &[&record.target], patience).unwrap();
-        let source = record.images[0].image.parse().unwrap();
-        let again = self.publish(id, &source, record.read_only);
+        let sources = record
+            .images
+            .iter()
+            .map(|image| image.image.parse().unwrap());
+        let sources: Vec<Source> = sources.collect();
+        let again = self.publish_all(id, &sources, record.read_only);
         let again = again.unwrap_or_else(|error| panic!("{}", chain(&error)));
         assert!(!again.existed, "it was mounted all the time");
     }

@@ -2,7 +2,7 @@
 //! that cannot be read is one that is gone.
 
 use crate::host::mountinfo::{self, MountEntry};
-use crate::host::{HeldBy, Holder};
+use crate::host::{HeldBy, Holder, MountTable};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -44,6 +44,34 @@ pub(super) fn of(proc: &Path, entry: &MountEntry, target: &Path) -> io::Result<V
         });
     }
     Ok(found)
+}
+
+/// As [`Host::mount_tables`](crate::host::Host::mount_tables), after this thread's
+/// own one.
+pub(super) fn tables(proc: &Path, own: MountTable) -> io::Result<Vec<MountTable>> {
+    let mut seen = BTreeSet::from([namespace(Path::new("/proc/thread-self"))?]);
+    let mut tables = vec![own];
+    for (_, process) in processes(proc)? {
+        let Ok(namespace) = namespace(&process) else {
+            continue;
+        };
+        if seen.contains(&namespace) {
+            continue;
+        }
+        // One that has just ended; another process of its namespace may not have.
+        let Ok(text) = fs::read(process.join("mountinfo")) else {
+            continue;
+        };
+        if text.is_empty() {
+            continue;
+        }
+        seen.insert(namespace);
+        tables.push(MountTable {
+            root: process.join("root"),
+            entries: mountinfo::parse(&text).map_err(io::Error::other)?,
+        });
+    }
+    Ok(tables)
 }
 
 /// As [`Host::is_namespace_alive`](crate::host::Host::is_namespace_alive).

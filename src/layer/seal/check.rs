@@ -90,7 +90,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         },
         Edit::Link { from, to },
         Edit::Whiteout { path: path.clone() },
-        Edit::Opaque { path },
+        Edit::Opaque { path: path.clone() },
+        Edit::Implied { path },
     ];
     let mut logs: Vec<Vec<Edit>> = edits.iter().map(|edit| vec![edit.clone()]).collect();
     logs.push(edits);

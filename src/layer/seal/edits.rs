@@ -40,6 +40,12 @@ pub enum Edit {
         /// Its metadata.
         attrs: Attrs,
     },
+    /// Makes a directory of which no layer of the image says anything, to hold
+    /// what is beneath; its metadata is [`Attrs::implied`].
+    Implied {
+        /// The directory.
+        path: Vec<u8>,
+    },
     /// Copies a non-directory of a lower layer, data and metadata.
     Copy {
         /// Which layer of the image, 0 the lowest.
@@ -86,6 +92,7 @@ impl Edit {
             Edit::Link { from, to } => pair(out, 6, from, to),
             Edit::Whiteout { path } => single(out, 7, path),
             Edit::Opaque { path } => single(out, 8, path),
+            Edit::Implied { path } => single(out, 9, path),
         }
     }
 
@@ -117,6 +124,7 @@ impl Edit {
             },
             7 => Edit::Whiteout { path: first },
             8 => Edit::Opaque { path: first },
+            9 => Edit::Implied { path: first },
             _ => return Err(corrupt("unknown kind of edit")),
         })
     }
@@ -127,6 +135,7 @@ impl Edit {
         match self {
             Edit::Move { .. } | Edit::RemoveDirectory { .. } | Edit::RemoveFile { .. } => false,
             Edit::Directory { .. }
+            | Edit::Implied { .. }
             | Edit::Copy { .. }
             | Edit::Link { .. }
             | Edit::Whiteout { .. }

@@ -12,8 +12,8 @@ pub enum Visible {
     Directory {
         /// Its path.
         path: Vec<u8>,
-        /// Its metadata.
-        attrs: Attrs,
+        /// Its metadata; none if it is only implied.
+        attrs: Option<Attrs>,
     },
     /// Anything else.
     Other {
@@ -38,7 +38,7 @@ pub fn flatten<E: From<SealError>>(
         if !root_seen && !path.is_empty() {
             each(Visible::Directory {
                 path: Vec::new(),
-                attrs: Attrs::implied(),
+                attrs: None,
             })?;
             stack.push((Vec::new(), vec![true; layers.len()]));
         }
@@ -95,7 +95,7 @@ pub fn flatten<E: From<SealError>>(
         } else if is_dir {
             each(Visible::Directory {
                 path: path.clone(),
-                attrs: attrs.unwrap_or_else(Attrs::implied),
+                attrs,
             })?;
             stack.push((path, live));
         }
@@ -103,7 +103,7 @@ pub fn flatten<E: From<SealError>>(
     if !root_seen {
         each(Visible::Directory {
             path: Vec::new(),
-            attrs: Attrs::implied(),
+            attrs: None,
         })?;
     }
     Ok(())

@@ -91,6 +91,7 @@ fn show_edit(edit: Edit) -> String {
         Edit::RemoveDirectory { path } => format!("rmdir {}", text(&path)),
         Edit::RemoveFile { path } => format!("rm {}", text(&path)),
         Edit::Directory { path, attrs } => format!("dir {} of {}", text(&path), attrs.uid),
+        Edit::Implied { path } => format!("implied {}", text(&path)),
         Edit::Copy { layer, from, to } => {
             format!("copy {} of {layer} to {}", text(&from), text(&to))
         }
@@ -502,6 +503,13 @@ fn branch(layer: usize, sealed: &Sealed) -> Branch {
                     !parent(&path).is_empty() && !branch.entries.contains_key(parent(&path));
                 assert!(!missing_parent, "{}", text(&path));
                 branch.entries.insert(path, Shown::Directory(attrs));
+            }
+            Edit::Implied { path } => {
+                let above = parent(&path);
+                assert!(above.is_empty() || branch.entries.contains_key(above));
+                branch
+                    .entries
+                    .insert(path, Shown::Directory(Attrs::implied()));
             }
             Edit::Whiteout { path } => {
                 assert!(branch.whiteouts.insert(path));

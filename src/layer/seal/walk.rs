@@ -44,8 +44,11 @@ enum State {
     Absent,
     Link,
     Other,
-    Directory(Rc<Attrs>),
+    Directory(Said),
 }
+
+/// What the image says of a directory; nothing, where it is only implied.
+type Said = Option<Rc<Attrs>>;
 
 /// A directory on the way to the current path.
 struct Frame {
@@ -55,7 +58,7 @@ struct Frame {
     present: Vec<bool>,
     /// Metadata that a layer gives the directory when it must have it only to
     /// hold a marker: what the image has there below that layer.
-    inherited: Vec<Option<Rc<Attrs>>>,
+    inherited: Vec<Option<Said>>,
 }
 
 /// All layers' records, path by path.
@@ -105,13 +108,13 @@ impl Streams {
         Ok(Some((path, records)))
     }
 
-    fn has_below(&self, layer: usize, dir: &[u8]) -> bool {
+    pub(super) fn has_below(&self, layer: usize, dir: &[u8]) -> bool {
         self.heads[layer]
             .as_ref()
             .is_some_and(|head| is_below(&head.path, dir))
     }
 
-    fn skip_below(&mut self, layer: usize, dir: &[u8]) -> Result<(), SealError> {
+    pub(super) fn skip_below(&mut self, layer: usize, dir: &[u8]) -> Result<(), SealError> {
         self.cursors[layer]
             .skip_below(dir)
             .map_err(SealError::index(layer))?;
@@ -191,11 +194,11 @@ impl Walk<'_> {
     /// below it invisible, and the union goes without them.
     fn root(&mut self) -> Result<Outcome, SealError> {
         let count = self.streams.heads.len();
-        let mut root = Rc::new(Attrs::implied());
+        let mut root: Said = None;
         let mut base = 0;
         let mut inherited = Vec::with_capacity(count);
         for layer in 0..count {
-            inherited.push(Some(Rc::clone(&root)));
+            inherited.push(Some(root.clone()));
             if self.streams.heads[layer]
                 .as_ref()
                 .is_none_or(|head| !head.path.is_empty())
@@ -207,7 +210,7 @@ impl Walk<'_> {
                     base = layer;
                 }
                 if let Some(Node::Directory { attrs, .. }) = record.node {
-                    root = Rc::new(attrs);
+                    root = Some(Rc::new(attrs));
                 }
             }
         }
@@ -232,7 +235,7 @@ impl Walk<'_> {
         });
         Ok(Outcome {
             base,
-            root: Attrs::clone(&root),
+            root: root.map_or_else(Attrs::implied, |attrs| Attrs::clone(&attrs)),
         })
     }
 
@@ -298,7 +301,7 @@ impl Walk<'_> {
                 self.note_link(layer, &frame.path, &record, &state);
             }
             frame.inherited[layer] = match &state {
-                State::Directory(attrs) if !hide => Some(Rc::clone(attrs)),
+                State::Directory(said) if !hide => Some(said.clone()),
                 _ => None,
             };
             match record.node {
@@ -316,14 +319,11 @@ impl Walk<'_> {
                     state = State::Absent;
                 }
                 None if record.opaque => {
-                    let State::Directory(attrs) = &state else {
+                    let State::Directory(said) = &state else {
                         continue;
                     };
                     self.make_directories(layer)?;
-                    self.emit(layer, || Edit::Directory {
-                        path: frame.path.clone(),
-                        attrs: Attrs::clone(attrs),
-                    })?;
+                    self.emit(layer, || directory(&frame.path, said))?;
                     if self.uses_opaque() {
                         self.emit(layer, || Edit::Opaque {
                             path: frame.path.clone(),
@@ -335,18 +335,15 @@ impl Walk<'_> {
                 None => {}
                 Some(Node::Directory { .. } | Node::Implied) => {
                     let merges = matches!(state, State::Directory(_)) && !hide;
-                    let attrs = match (record.node, &state) {
-                        (Some(Node::Directory { attrs, .. }), _) => Rc::new(attrs),
-                        (_, State::Directory(attrs)) if merges => {
-                            if **attrs != Attrs::implied() {
-                                self.emit(layer, || Edit::Directory {
-                                    path: frame.path.clone(),
-                                    attrs: Attrs::clone(attrs),
-                                })?;
+                    let said = match (record.node, &state) {
+                        (Some(Node::Directory { attrs, .. }), _) => Some(Rc::new(attrs)),
+                        (_, State::Directory(said)) if merges => {
+                            if said.is_some() {
+                                self.emit(layer, || directory(&frame.path, said))?;
                             }
-                            Rc::clone(attrs)
+                            said.clone()
                         }
-                        _ => Rc::new(Attrs::implied()),
+                        _ => None,
                     };
                     frame.actions[layer] = if merges && !record.opaque {
                         Action::Merge
@@ -354,7 +351,7 @@ impl Walk<'_> {
                         self.cut(layer, &frame.path, above, &state, reach)?
                     };
                     frame.present[layer] = true;
-                    state = State::Directory(attrs);
+                    state = State::Directory(said);
                     reach = Reach {
                         any: true,
                         directory: true,
@@ -449,15 +446,12 @@ impl Walk<'_> {
             if frame.present[layer] {
                 continue;
             }
-            let Some(attrs) = frame.inherited[layer].clone() else {
+            let Some(said) = frame.inherited[layer].clone() else {
                 continue;
             };
             frame.present[layer] = true;
-            let path = frame.path.clone();
-            self.emit(layer, || Edit::Directory {
-                path,
-                attrs: Attrs::clone(&attrs),
-            })?;
+            let edit = directory(&frame.path, &said);
+            self.emit(layer, || edit)?;
         }
         Ok(())
     }
@@ -501,6 +495,18 @@ impl Walk<'_> {
         }
         self.stack.push(frame);
         Ok(())
+    }
+}
+
+/// A directory of which the image says this.
+fn directory(path: &[u8], said: &Said) -> Edit {
+    let path = path.to_vec();
+    match said {
+        Some(attrs) => Edit::Directory {
+            path,
+            attrs: Attrs::clone(attrs),
+        },
+        None => Edit::Implied { path },
     }
 }
 

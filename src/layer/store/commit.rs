@@ -3,9 +3,9 @@
 use super::{BranchId, BranchRecord, Store, StoreError, remove_directory, write_json};
 use crate::layer::seal::EditLog;
 use crate::layer::steps;
-use rustix::fs::FlockOperation;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 impl Store {
@@ -79,40 +79,49 @@ impl Store {
         // Or another process that starts now takes a record that is being
         // written for one that a dead process left.
         let _shared = self.lock_shared()?;
+        let place = |id: &BranchId| fs::metadata(self.branch_dir(id)).map(|found| found.ino());
         let mut pending = Vec::new();
         for id in ids {
             if let Some(record) = self.branch(id)?
                 && record.boot.is_some()
+                && let Ok(inode) = place(id)
             {
-                pending.push(record);
+                pending.push((record, inode));
             }
         }
         if pending.is_empty() {
             return Ok(());
         }
         self.sync()?;
-        for mut record in pending {
-            record.boot = None;
-            write_json(&self.layer_file(&record.id, "json"), &record, false)?;
+        {
+            let _commits = self.lock_commits()?;
+            for (mut record, inode) in pending {
+                // It may have been collected meanwhile, and made again since.
+                let is_same = place(&record.id).is_ok_and(|now| now == inode);
+                if is_same && self.branch(&record.id)?.as_ref() == Some(&record) {
+                    record.boot = None;
+                    write_json(&self.layer_file(&record.id, "json"), &record, false)?;
+                }
+            }
         }
         // Until the records are on disk too they still name the boot there.
         self.sync()
     }
 
     pub(super) fn lock_commits(&self) -> Result<File, StoreError> {
-        let path = self.root().join("store.commit.lock");
-        let lock = super::open_lock(&path).map_err(StoreError::io("open", &path))?;
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive)
-            .map_err(io::Error::from)
-            .map_err(StoreError::io("lock", &path))?;
-        Ok(lock)
+        super::lock(
+            &self.root().join("store.commit.lock"),
+            super::Sharing::Exclusive,
+        )
     }
 }
 
 /// Removes branches without a good record, and image forms that lack a branch.
-/// Nobody else uses the store.
+/// Nobody else adds to the store or removes from it.
 pub(super) fn remove_uncommitted(store: &Store) -> Result<(), StoreError> {
     super::ingest::remove_lockless(store)?;
+    // Names of images are noted by whoever holds this one alone.
+    let _commits = store.lock_commits()?;
     let diff = store.root().join("diff");
     for name in store.names("diff", "")? {
         let id = BranchId::try_from(name.clone()).ok();
@@ -155,6 +164,12 @@ pub(super) fn remove_uncommitted(store: &Store) -> Result<(), StoreError> {
         });
         if complete && image.sealed.len() != before {
             store.put_image(&image, false)?;
+        }
+    }
+    for stack in store.stacks()? {
+        let lost = |id: &BranchId| matches!(store.branch(id), Ok(None));
+        if stack.form.branches.iter().any(lost) {
+            store.remove_stack(&stack)?;
         }
     }
     Ok(())

@@ -10,18 +10,17 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// One directory of work in progress; removed on drop, with what is still in it.
+/// A name in `ingest/` with the lock of its owner, which goes with it.
 #[derive(Debug)]
-pub struct Ingest {
+pub(super) struct Claim {
     path: PathBuf,
     lock_path: PathBuf,
-    #[expect(dead_code, reason = "held for its flock, released on drop")]
     lock: File,
 }
 
-impl Ingest {
-    /// Begins work in the store.
-    pub fn begin(store: &Store) -> Result<Self, StoreError> {
+impl Claim {
+    /// Takes a name that nobody has.
+    pub(super) fn take(store: &Store) -> Result<Self, StoreError> {
         let base = store.root().join("ingest");
         loop {
             let name = unique();
@@ -36,32 +35,64 @@ impl Ingest {
                 .metadata()
                 .map_err(StoreError::io("read", &lock_path))?;
             if fs::metadata(&lock_path).is_ok_and(|found| found.ino() == ours.ino()) {
-                // From here on the lock file goes with it, whatever fails.
-                let ingest = Ingest {
+                return Ok(Claim {
                     path: base.join(&name),
                     lock_path,
                     lock,
-                };
-                steps::before("make the directory of work");
-                fs::DirBuilder::new()
-                    .mode(0o700)
-                    .create(&ingest.path)
-                    .map_err(StoreError::io("create", &ingest.path))?;
-                // All trees begin in it.
-                bare(&ingest.path)?;
-                return Ok(ingest);
+                });
             }
         }
     }
 
+    /// The file that is locked.
+    pub(super) fn file(&self) -> &File {
+        &self.lock
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.lock_path
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.path, &self.lock_path) {
+            tracing::warn!(path = %self.path.display(), error = &error as &dyn std::error::Error,
+                "what is left of work stays until the next start");
+        }
+    }
+}
+
+/// One directory of work in progress; removed on drop, with what is still in it.
+#[derive(Debug)]
+pub struct Ingest {
+    claim: Claim,
+}
+
+impl Ingest {
+    /// Begins work in the store.
+    pub fn begin(store: &Store) -> Result<Self, StoreError> {
+        // From here on the lock file goes with it, whatever fails.
+        let claim = Claim::take(store)?;
+        steps::before("make the directory of work");
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&claim.path)
+            .map_err(StoreError::io("create", &claim.path))?;
+        // All trees begin in it.
+        bare(&claim.path)?;
+        Ok(Ingest { claim })
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.claim.path
     }
 
     /// Makes a directory in it and opens it.
     pub fn directory(&self, name: &str) -> Result<OwnedFd, StoreError> {
-        let path = self.path.join(name);
+        let path = self.path().join(name);
         steps::before("make a directory to work in");
         fs::DirBuilder::new()
             .mode(0o700)
@@ -72,7 +103,7 @@ impl Ingest {
 
     /// An empty file without a name, on the store's filesystem.
     pub fn scratch(&self) -> io::Result<File> {
-        scratch_in(&self.path)
+        scratch_in(self.path())
     }
 }
 
@@ -93,15 +124,6 @@ fn scratch_in(dir: &Path) -> io::Result<File> {
             Ok(file)
         }
         Err(error) => Err(error.into()),
-    }
-}
-
-impl Drop for Ingest {
-    fn drop(&mut self) {
-        if let Err(error) = remove(&self.path, &self.lock_path) {
-            tracing::warn!(path = %self.path.display(), error = &error as &dyn std::error::Error,
-                "work directory stays until the next start");
-        }
     }
 }
 
@@ -127,6 +149,13 @@ pub(super) fn remove_dead(store: &Store) -> Result<(), StoreError> {
             Err(error) => return Err(StoreError::io("open", &lock_path)(error)),
         };
         if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            // Another one may have removed it, and the name be taken again.
+            let ours = lock
+                .metadata()
+                .map_err(StoreError::io("read", &lock_path))?;
+            if fs::metadata(&lock_path).is_ok_and(|found| found.ino() != ours.ino()) {
+                continue;
+            }
             let path = base.join(&name);
             remove(&path, &lock_path)?;
         }

@@ -7,6 +7,7 @@ use crate::layer::seal::{EditReader, Format};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -182,6 +183,23 @@ pub struct ImageRecord {
     pub sealed: std::collections::BTreeMap<String, SealedForm>,
 }
 
+/// Several images as one, for one kind of union: `images/<id>.stack.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackRecord {
+    /// Name of the format.
+    pub format: String,
+    /// `sha256:…` of each image's manifest, uppermost first.
+    pub manifests: Vec<String>,
+    /// The branches of all.
+    pub form: SealedForm,
+}
+
+impl StackRecord {
+    fn key(format: &str, manifests: &[String]) -> String {
+        format!("{format}\n{}", manifests.join("\n"))
+    }
+}
+
 /// What a name pointed to when it was last resolved: `images/<id>.ref.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReferenceRecord {
@@ -201,13 +219,13 @@ pub struct ReferenceRecord {
 /// Which manifest an index has for a platform: `images/<id>.index.json`. Unlike a
 /// name, a digest never points elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct IndexRecord {
+pub(super) struct IndexRecord {
     /// `sha256:…` of the index.
     index: String,
     /// The platform it was asked for, as text.
     platform: String,
     /// `sha256:…` of the manifest.
-    manifest: String,
+    pub(super) manifest: String,
 }
 
 impl Store {
@@ -270,7 +288,7 @@ impl Store {
             .map_err(StoreError::io("read", &path))
     }
 
-    fn image_file(&self, key: &str, kind: &str) -> PathBuf {
+    pub(super) fn image_file(&self, key: &str, kind: &str) -> PathBuf {
         let name = hex(&Sha256::digest(key)[..16]);
         self.root().join("images").join(format!("{name}{kind}"))
     }
@@ -315,6 +333,43 @@ impl Store {
     /// All images.
     pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
         self.read_all(".json", |name| !name.contains('.'))
+    }
+
+    /// Several images, uppermost first, as one.
+    pub fn stack(
+        &self,
+        format: &str,
+        manifests: &[String],
+    ) -> Result<Option<StackRecord>, StoreError> {
+        let path = self.image_file(&StackRecord::key(format, manifests), ".stack.json");
+        match read_json(&path) {
+            Err(StoreError::Damaged { .. }) => Ok(None),
+            other => other,
+        }
+    }
+
+    /// Writes or replaces what several images are as one.
+    pub fn put_stack(&self, record: &StackRecord) -> Result<(), StoreError> {
+        let key = StackRecord::key(&record.format, &record.manifests);
+        write_json(&self.image_file(&key, ".stack.json"), record, false)
+    }
+
+    /// All stacks of images.
+    pub fn stacks(&self) -> Result<Vec<StackRecord>, StoreError> {
+        self.read_all(".stack.json", |_| true)
+    }
+
+    /// Removes the record of a stack, whose branches stay.
+    pub fn remove_stack(&self, record: &StackRecord) -> Result<(), StoreError> {
+        let key = StackRecord::key(&record.format, &record.manifests);
+        let path = self.image_file(&key, ".stack.json");
+        crate::layer::steps::before("remove the record of several images");
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(StoreError::io("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// All names that were resolved.
@@ -386,6 +441,13 @@ impl Store {
         }
     }
 
+    /// The manifests that an index is known to have, for any platform.
+    pub fn manifests_of(&self, index: &str) -> Result<Vec<String>, StoreError> {
+        let records: Vec<IndexRecord> = self.read_all(".index.json", |_| true)?;
+        let of_it = records.into_iter().filter(|record| record.index == index);
+        Ok(of_it.map(|record| record.manifest).collect())
+    }
+
     /// Notes which manifest an index has for a platform.
     pub fn put_manifest_in(
         &self,
@@ -399,7 +461,29 @@ impl Store {
             platform: platform.to_owned(),
             manifest: manifest.to_owned(),
         };
+        let _commits = self.lock_commits()?;
         write_json(&path, &record, false)
+    }
+
+    /// Notes that an image is used now. Nothing is flushed: after a power loss it
+    /// may look less used than it was, and is fetched again in the worst case.
+    pub fn touch(&self, manifest: &str) -> Result<(), StoreError> {
+        let path = self.image_file(manifest, ".json");
+        let touch = || File::open(&path)?.set_modified(std::time::SystemTime::now());
+        match touch() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.map_err(StoreError::io("note the use of", &path)),
+        }
+    }
+
+    /// When an image was last staged, published or unpublished, in seconds since
+    /// the epoch.
+    pub fn last_use(&self, image: &ImageRecord) -> u64 {
+        let path = self.image_file(&image.manifest, ".json");
+        let time = fs::metadata(path).and_then(|metadata| metadata.modified());
+        let since = |time: std::time::SystemTime| time.duration_since(std::time::UNIX_EPOCH).ok();
+        let used = time.ok().and_then(since).map_or(0, |since| since.as_secs());
+        used.max(image.created)
     }
 
     fn read_all<T: serde::de::DeserializeOwned>(

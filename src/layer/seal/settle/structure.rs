@@ -2,7 +2,7 @@
 
 use super::{Settling, implied, is_dir};
 use crate::layer::index::sort::Sorter;
-use crate::layer::index::{Attrs, Builder, Index, Node, compare};
+use crate::layer::index::{Attrs, Builder, Index, Node, Record, compare};
 use crate::layer::seal::SealError;
 use crate::layer::seal::edits::{Edit, EditLog};
 use std::io;
@@ -85,14 +85,12 @@ impl Settling<'_> {
                 continue;
             }
             let before = self.node_at(self.natural, &record.path)?;
-            if !before.is_some_and(|own| is_dir(&own)) {
-                let attrs = match record.node {
-                    Some(Node::Directory { attrs, .. }) => attrs,
-                    _ => Attrs::implied(),
-                };
-                self.io(log.push(&Edit::Directory {
-                    path: record.path,
-                    attrs,
+            // What came there by way of a link may be what the layer says of it.
+            if before.as_ref().map(said) != Some(said(&record)) {
+                let path = record.path;
+                self.io(log.push(&match record.node {
+                    Some(Node::Directory { attrs, .. }) => Edit::Directory { path, attrs },
+                    _ => Edit::Implied { path },
                 }))?;
             }
         }
@@ -139,6 +137,15 @@ impl Settling<'_> {
             }
         }
         Ok(prefix)
+    }
+}
+
+/// What a record says of a directory, if it is one.
+fn said(record: &Record) -> Option<Option<&Attrs>> {
+    match &record.node {
+        Some(Node::Directory { attrs, .. }) => Some(Some(attrs)),
+        Some(Node::Implied) => Some(None),
+        _ => None,
     }
 }
 
