@@ -141,9 +141,9 @@ pub struct StoreArgs {
     pub rootless: bool,
 
     /// Most branches that the layers of a volume's images become, 1 or more. The
-    /// lowest layers of deeper images are made one, once for all volumes: that takes
-    /// disk space, and makes looking up what is not there, and listing directories,
-    /// faster. [default: what the kernel takes]
+    /// lowest layers of deeper ones are made one, once for all volumes, which takes
+    /// disk space and makes lookups and listings of directories faster. What was made
+    /// one under a lower number stays so. [default: what the kernel takes]
     #[arg(
         long,
         global = true,

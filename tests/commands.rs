@@ -165,6 +165,43 @@ fn what_is_wrong_has_its_exit_code_and_leaves_all_as_it_was() {
     place.good(&["unmount", used]);
 }
 
+#[test]
+fn several_images_are_one_volume() {
+    let place = Place::new();
+    for name in ["one", "two"] {
+        place.image(&place.path(name), name);
+    }
+    let target = place.target("target");
+    let at = target.to_str().unwrap();
+    let (one, two) = ("oci:one:latest", "oci:two:latest");
+    place.good(&["mount", two, one, at]);
+    assert_eq!(fs::read_to_string(target.join("which")).unwrap(), "two");
+    place.good(&["mount", two, one, at]);
+    assert_eq!(place.code(&["mount", one, two, at]).0, 73);
+    assert_eq!(place.code(&["mount", two, at]).0, 73);
+    let list = place.good(&["volumes", "--output", "json"]);
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let images = list[0]["images"].as_array().unwrap();
+    let names: Vec<&str> = images
+        .iter()
+        .map(|image| image["image"].as_str().unwrap())
+        .collect();
+    assert_eq!(names.len(), 2);
+    assert!(names[0].ends_with("/two:latest"), "{names:?}");
+    assert!(place.good(&["volumes"]).contains(&names.join(",")));
+    let used = place.good(&["images", "--output", "json"]);
+    let used: serde_json::Value = serde_json::from_str(&used).unwrap();
+    for image in used.as_array().unwrap() {
+        assert_eq!(image["volumes"][0], at, "{used}");
+    }
+    let (code, text) = place.code(&["mount", "--volume-id", "b", two, "oci:nowhere", at]);
+    assert_eq!(code, 73, "{text}");
+    place.good(&["unmount", at]);
+    let (code, text) = place.code(&["mount", two, "oci:nowhere", at]);
+    assert_eq!(code, 66, "{text}");
+    assert!(text.contains("nowhere"), "{text}");
+}
+
 fn kernel_has_aufs() -> bool {
     let known = fs::read_to_string("/proc/filesystems").unwrap();
     known

@@ -184,18 +184,21 @@ mkdir -p /mnt/t
 export AUFS_CSI_BACKEND=aufs PROPTEST_CASES=$PROPTEST_CASES
 export AUFS_CSI_TEST_DIR=/mnt/t
 suite "meaning, ext4" meaning --nocapture $AUFS_VM_FILTER
+suite "several, ext4" several $AUFS_VM_FILTER
 suite "unions, ext4" unions $AUFS_VM_FILTER
 suite "aufs, ext4" aufs $AUFS_VM_FILTER
 export AUFS_CSI_TEST_DIR=/memory
 # A tmpfs has no user attributes before Linux 6.6, and an overlay made in a user
 # namespace needs them.
 suite "meaning, tmpfs" AUFS_CSI_TEST_XATTRS=none meaning random_stacks
+suite "several, tmpfs" AUFS_CSI_TEST_XATTRS=none several random_images
 suite "unions, tmpfs" unions $AUFS_VM_FILTER --skip a_user_namespace_can
 if grep -qw xfs /proc/filesystems; then
     mkdir -p /xfs
     need "the disk's XFS" mount -t xfs /dev/vdb /xfs
     export AUFS_CSI_TEST_DIR=/xfs
     suite "meaning, XFS" meaning $AUFS_VM_FILTER
+    suite "several, XFS" several $AUFS_VM_FILTER
     suite "unions, XFS" unions $AUFS_VM_FILTER
     umount /xfs
 else
@@ -288,7 +291,7 @@ jobs=("$@")
 [[ ${#jobs[@]} -gt 0 ]] || jobs=(tests limits power)
 for job in "${jobs[@]}"; do
     case $job in
-    tests) TESTS+=(meaning unions aufs) ;;
+    tests) TESTS+=(meaning several unions aufs) ;;
     limits | power) TESTS+=("$job") ;;
     bench) TESTS+=("${BENCHES[@]}") ;;
     *) die "there is no job $job; there are: tests limits power bench" ;;

@@ -2,7 +2,8 @@
 
 use super::driver::names;
 use super::fake::State;
-use super::support::model::flatten;
+use super::support::entry::{dir, file, whiteout};
+use super::support::model::{flatten, merge};
 use super::support::tree::{Compared, assert_same, read};
 use super::{layers, running};
 use std::collections::BTreeSet;
@@ -164,6 +165,62 @@ async fn a_pod_that_is_deleted_by_force_while_the_plugin_is_away_ends_when_it_is
     assert_eq!(node.mounts(), [live.target()]);
     kubelet.set_up(&mut late).await.unwrap();
     for volume in [&mut live, &mut late] {
+        kubelet.delete(volume).await;
+    }
+    node.has_no_volumes("afterwards");
+}
+
+#[tokio::test]
+async fn a_pod_has_several_images_in_one_volume() {
+    let (node, _driver, kubelet) = running().await;
+    let base = layers();
+    // It has the file that the base hides, and takes away one that both have.
+    let patch = vec![
+        vec![
+            dir("d"),
+            file("d/hidden", "of the patch"),
+            file("changed", "x"),
+        ],
+        vec![whiteout("changed"), file("new", "new")],
+    ];
+    let images = [&patch, &base].map(|layers| flatten(layers).unwrap());
+    let expected = merge(&images);
+    let (patch, base) = (node.image("patch", &patch), node.image("base", &base));
+    let mut volume = kubelet.volume("");
+    // As it is written in a YAML block.
+    volume.attributes = vec![("images".to_owned(), format!("{patch},\n{base}\n"))];
+    let mut read_only = volume.clone().read_only();
+    read_only.name = "more".to_owned();
+    for volume in [&mut volume, &mut read_only] {
+        kubelet.set_up(volume).await.unwrap();
+        let actual = read(&volume.target()).unwrap();
+        assert_same("at first", &expected, &actual, Compared::ALL);
+    }
+    let text = |name: &str| fs::read_to_string(volume.target().join(name)).unwrap();
+    assert_eq!(text("d/hidden"), "of the patch");
+    assert_eq!(text("changed"), "after");
+    // A kubelet that starts again asks for it again.
+    fs::write(volume.target().join("new"), "by the pod").unwrap();
+    kubelet.set_up(&mut volume).await.unwrap();
+    assert_eq!(text("new"), "by the pod");
+    // The other way round it is another volume.
+    let mut turned = kubelet.volume("").read_only();
+    turned.attributes = vec![("images".to_owned(), format!("{base},{patch}"))];
+    kubelet.set_up(&mut turned).await.unwrap();
+    let of_patch = fs::read_to_string(turned.target().join("d/hidden")).unwrap();
+    assert_eq!(of_patch, "of the patch");
+    let expected = merge(&[images[1].clone(), images[0].clone()]);
+    let actual = read(&turned.target()).unwrap();
+    assert_same("turned", &expected, &actual, Compared::ALL);
+
+    let mut missing = kubelet.volume("");
+    let nowhere = base.replace("base", "nowhere");
+    missing.attributes = vec![("images".to_owned(), format!("{base},{nowhere}"))];
+    let status = kubelet.set_up(&mut missing).await.unwrap_err();
+    assert!(status.message().contains(&nowhere), "{status:?}");
+    missing.remove_pod_dir().unwrap();
+    kubelet.tear_down(&mut read_only).await.unwrap();
+    for volume in [&mut volume, &mut turned] {
         kubelet.delete(volume).await;
     }
     node.has_no_volumes("afterwards");

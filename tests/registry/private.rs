@@ -4,6 +4,8 @@ use super::registry::proxy::Proxy;
 use super::registry::server::{Auth, PASSWORD, Registry, USER};
 use super::registry::tokens::{TokenServer, Tokens};
 use super::site::{Desk, Pushed, Site, docker_config, layers, push};
+use super::support::model::{flatten, merge};
+use super::support::tree::{Compared, assert_same, read};
 use std::fs;
 use tonic::{Code, Status};
 
@@ -272,4 +274,35 @@ fn the_command_line_takes_credentials_of_the_person() {
     fs::create_dir_all(desk.path("home/.docker")).unwrap();
     fs::write(desk.path("home/.docker/config.json"), &config).unwrap();
     desk.stage(&[&image]);
+}
+
+#[tokio::test]
+async fn of_several_images_the_pod_must_be_given_each() {
+    let (open, pushed, locked) = guarded("private/several:1", 131);
+    let other = push(&open, "private/open:1", layers(132, 2, 20_000));
+    let site = Site::start().await;
+    let images = format!(
+        "{},{}",
+        other.at(open.address()),
+        pushed.at(locked.address())
+    );
+    let pod = || {
+        let mut volume = site.kubelet.volume("");
+        volume.attributes = vec![("images".to_owned(), images.clone())];
+        volume
+    };
+    let mut without = pod();
+    is_about_credentials(&site.refused(&mut without).await, &pushed);
+    let mut right = pod().with_login(locked.address(), USER, PASSWORD);
+    site.ready(&mut right).await;
+    let trees = [&other, &pushed].map(|pushed| flatten(&pushed.layers).unwrap());
+    let actual = read(&right.target()).unwrap();
+    assert_same("both", &merge(&trees), &actual, Compared::ALL);
+    // What is here by now, as one, is nobody's for that.
+    let mut without = pod();
+    is_about_credentials(&site.refused(&mut without).await, &pushed);
+    let mut again = pod().with_login(locked.address(), USER, PASSWORD);
+    site.ready(&mut again).await;
+    site.kubelet.delete(&mut again).await;
+    site.end(right).await;
 }

@@ -582,9 +582,10 @@ fn meant(sealed: &Sealed) -> BTreeMap<Vec<u8>, Shown> {
     flatten(&sealed.effective, |visible| {
         match visible {
             Visible::Directory { path, attrs } if path.is_empty() => {
-                assert_eq!(attrs, sealed.root);
+                assert_eq!(attrs.unwrap_or_else(Attrs::implied), sealed.root);
             }
             Visible::Directory { path, attrs } => {
+                let attrs = attrs.unwrap_or_else(Attrs::implied);
                 meant.insert(path, Shown::Directory(attrs));
             }
             Visible::Other { layer, record } => {
