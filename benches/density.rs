@@ -165,7 +165,6 @@ impl Node {
                     stage: StageOptions::default(),
                     host_proc: "/proc".into(),
                     pull: Default::default(),
-                    limits: Default::default(),
                     collect: Default::default(),
                 },
                 Arc::new(LinuxHost),

@@ -67,7 +67,6 @@ fn compare() -> Result<ExitCode> {
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
             pull: Default::default(),
-            limits: Default::default(),
             collect: Default::default(),
         },
         Arc::new(LinuxHost),

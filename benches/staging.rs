@@ -142,7 +142,6 @@ fn child(layout: &Path, dir: &Path) -> Result<()> {
             stage: StageOptions::default(),
             host_proc: "/proc".into(),
             pull: Default::default(),
-            limits: Default::default(),
             collect: Default::default(),
         },
         Arc::new(LinuxHost),

@@ -285,7 +285,6 @@ impl StoreArgs {
                 max_branches: self.max_branches,
                 host_proc: host_proc?,
                 pull: PullOptions::default(),
-                limits: Default::default(),
                 collect: CollectSettings::default(),
             },
             log_format,

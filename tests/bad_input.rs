@@ -604,7 +604,6 @@ fn open(
             },
             host_proc: "/proc".into(),
             pull: Default::default(),
-            limits: Default::default(),
             collect: Default::default(),
         },
         Arc::new(LinuxHost),

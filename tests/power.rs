@@ -49,7 +49,6 @@ fn open() -> Volumes {
         stage: StageOptions::default(),
         host_proc: "/proc".into(),
         pull: Default::default(),
-        limits: Default::default(),
         collect: Default::default(),
     };
     Volumes::open(options, Arc::new(LinuxHost)).unwrap_or_else(|e| panic!("{}", chain(&e)))

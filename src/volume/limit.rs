@@ -31,20 +31,6 @@ const MEMORY_INODE_BYTES: u64 = 4096;
 /// The fewest inodes of a tmpfs.
 const MEMORY_INODES: u64 = 1024;
 
-/// What an operator says of writable layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Limits {
-    /// Bytes of a writable layer on disk whose pod says nothing; none for no limit.
-    pub default: Option<u64>,
-    /// The same in memory; none for a refusal, for the kernel's own limit is half
-    /// of the node's memory.
-    pub memory_default: Option<u64>,
-    /// Most bytes that a pod may ask for on disk.
-    pub maximum: Option<u64>,
-    /// The same in memory.
-    pub memory_maximum: Option<u64>,
-}
-
 /// What holds a writable layer to its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -85,6 +71,18 @@ pub(super) fn writable_base(dir: &Path, limit: Option<&Limit>) -> PathBuf {
 }
 
 impl Limit {
+    /// The limit of a volume's writable layer, if it is to have one.
+    pub(super) fn of(request: &PublishRequest) -> Result<Option<Self>, VolumeError> {
+        match (request.medium, request.size_limit) {
+            _ if request.read_only => Ok(None),
+            // The kernel's own limit is half of the node's memory.
+            (Medium::Memory, None) => Err(VolumeError::UnlimitedMemory),
+            (Medium::Memory, Some(bytes)) => Ok(Some(Limit::in_memory(bytes))),
+            (Medium::Disk, None) => Ok(None),
+            (Medium::Disk, Some(bytes)) => Limit::on_disk(bytes).map(Some),
+        }
+    }
+
     fn in_memory(bytes: u64) -> Self {
         // A page is the least that there is; 0 would be no limit at all.
         let bytes = bytes.max(MEMORY_INODE_BYTES);
@@ -123,23 +121,6 @@ impl Limit {
 }
 
 impl Volumes {
-    /// The limit of a volume's writable layer, if it is to have one.
-    pub(super) fn limit_of(&self, request: &PublishRequest) -> Result<Option<Limit>, VolumeError> {
-        let limits = &self.options.limits;
-        match request.medium {
-            _ if request.read_only => Ok(None),
-            Medium::Memory => {
-                let bytes = request.size_limit.or(limits.memory_default);
-                let bytes = bytes.ok_or(VolumeError::UnlimitedMemory)?;
-                Ok(Some(Limit::in_memory(bytes)))
-            }
-            Medium::Disk => {
-                let bytes = request.size_limit.or(limits.default);
-                bytes.map(Limit::on_disk).transpose()
-            }
-        }
-    }
-
     /// Makes the filesystem of a writable layer, and mounts it.
     pub(super) fn make_filesystem(&self, dir: &Path, limit: &Limit) -> Result<(), VolumeError> {
         make_dir(&mount_point(dir), 0o700)?;

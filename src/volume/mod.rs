@@ -93,8 +93,6 @@ pub struct VolumeOptions {
     pub host_proc: PathBuf,
     /// How images come from registries.
     pub pull: PullOptions,
-    /// How large writable layers may be.
-    pub limits: limit::Limits,
     /// What goes from the store when; can be replaced later.
     pub collect: CollectSettings,
 }

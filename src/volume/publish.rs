@@ -1,12 +1,12 @@
 //! From a request to a mount; and, for a volume that was mounted before, to the
 //! same mount again.
 
+use super::limit::{Limit, writable_base};
 use super::pulls::Asker;
 use super::record::{self, RECORD_VERSION, RecordedImage, VolumeRecord, VolumeState};
 use super::unpublish::Target;
 use super::{
-    Medium, PublishRequest, Published, VolumeError, Volumes, canonical, limit, lock::VolumeLock,
-    make_dir,
+    Medium, PublishRequest, Published, VolumeError, Volumes, canonical, lock::VolumeLock, make_dir,
 };
 use crate::layer::index::Attrs;
 use crate::layer::steps;
@@ -202,8 +202,8 @@ impl Volumes {
         progress: &dyn Progress,
     ) -> Result<Published, VolumeError> {
         let exists = self.check_target(&target, request.create_target)?;
-        let limit = self.limit_of(request)?;
-        let base = limit::writable_base(dir, limit.as_ref());
+        let limit = Limit::of(request)?;
+        let base = writable_base(dir, limit.as_ref());
         // What is staged carries a lease, so that it is not collected before it is pinned.
         let shared = self.store.lock_shared().map_err(VolumeError::Store)?;
         let staged = self.stage_for(request, None, request.union, progress, &shared)?;

@@ -126,7 +126,6 @@ impl Node {
             stage: StageOptions::default(),
             host_proc: PathBuf::from("/proc"),
             pull: Default::default(),
-            limits: Default::default(),
             collect: Default::default(),
         };
         let host: Arc<dyn Host> = Arc::<FakeHost>::clone(host);

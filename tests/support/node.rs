@@ -72,7 +72,6 @@ impl TestNode {
             stage: StageOptions::default(),
             host_proc: PathBuf::from("/proc"),
             pull: Default::default(),
-            limits: Default::default(),
             collect: Default::default(),
         }
     }
