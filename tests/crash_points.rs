@@ -20,7 +20,9 @@ use aufs_csi::image::reference::Source;
 use aufs_csi::layer::steps;
 use aufs_csi::union::unmount;
 use aufs_csi::volume::record::VolumeState;
-use aufs_csi::volume::{Medium, Owner, PublishRequest, Published, UnpublishRequest, Volumes};
+use aufs_csi::volume::{
+    ImageRequest, Medium, Owner, PublishRequest, Published, UnpublishRequest, Volumes,
+};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
@@ -32,7 +34,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use support::entry::{Layer, dir, file, hardlink, opaque, symlink, whiteout};
-use support::model::flatten;
+use support::images::merged;
 use support::node::{TestNode, chain, union};
 use support::tree::{Compared, Tree, assert_same, read};
 
@@ -142,7 +144,11 @@ fn dies() {
     let volumes = Volumes::open(TestNode::options(node), Arc::new(Mortal { last })).unwrap();
     let result = match work {
         "publish" => {
-            let request = publish_request(node, &source.parse().unwrap(), Kind::named(kind));
+            let sources: Vec<Source> = source
+                .split(',')
+                .map(|source| source.parse().unwrap())
+                .collect();
+            let request = publish_request(node, &sources, Kind::named(kind));
             volumes.publish(&request, &()).map(drop)
         }
         _ => volumes.unpublish(&unpublish_request(node)),
@@ -162,7 +168,8 @@ fn target(node: &Path) -> PathBuf {
     kubelet(node).join("pods/0-1-2/volumes/kubernetes.io~csi/data/mount")
 }
 
-fn publish_request(node: &Path, source: &Source, kind: Kind) -> PublishRequest {
+fn publish_request(node: &Path, sources: &[Source], kind: Kind) -> PublishRequest {
+    let images = sources.iter().cloned().map(ImageRequest::unconfined);
     PublishRequest {
         read_only: kind == Kind::ReadOnly,
         size_limit: matches!(kind, Kind::Disk | Kind::Memory).then_some(1 << 20),
@@ -171,10 +178,15 @@ fn publish_request(node: &Path, source: &Source, kind: Kind) -> PublishRequest {
             _ => Medium::Disk,
         },
         union: union(),
-        attributes: [("image".to_owned(), source.to_string())].into(),
+        attributes: [("images".to_owned(), joined(sources))].into(),
         owner: Owner::Plugin,
-        ..PublishRequest::new(VOLUME, source.clone(), target(node))
+        ..PublishRequest::of_images(VOLUME, images.collect(), target(node))
     }
+}
+
+fn joined(sources: &[Source]) -> String {
+    let names: Vec<String> = sources.iter().map(ToString::to_string).collect();
+    names.join(",")
 }
 
 fn unpublish_request(node: &Path) -> UnpublishRequest {
@@ -255,8 +267,9 @@ fn at_work() -> RwLockReadGuard<'static, ()> {
 /// A node and one volume of it.
 struct Scene {
     node: TestNode,
-    source: Source,
-    /// What the image is.
+    /// Uppermost first.
+    sources: Vec<Source>,
+    /// What the images are.
     image: Tree,
     kind: Kind,
     work: Work,
@@ -295,12 +308,20 @@ fn names(dir: &Path) -> BTreeSet<String> {
 
 impl Scene {
     fn new(layers: &[Layer], kind: Kind, work: Work) -> Self {
+        Self::of_images(&[layers.to_vec()], kind, work)
+    }
+
+    fn of_images(images: &[Vec<Layer>], kind: Kind, work: Work) -> Self {
         let node = TestNode::new();
         // Kept for the processes that follow: a self-test takes a second.
         node.volumes.probe().unwrap();
         Scene {
-            source: node.image("image", layers),
-            image: flatten(layers).unwrap(),
+            sources: images
+                .iter()
+                .enumerate()
+                .map(|(number, layers)| node.image(&format!("image-{number}"), layers))
+                .collect(),
+            image: merged(images),
             node,
             kind,
             work,
@@ -322,7 +343,7 @@ impl Scene {
     }
 
     fn publish(&self, volumes: &Volumes, what: &str) -> Published {
-        let request = publish_request(self.node.path(), &self.source, self.kind);
+        let request = publish_request(self.node.path(), &self.sources, self.kind);
         volumes
             .publish(&request, &())
             .unwrap_or_else(|error| panic!("{what}: publish: {}", chain(&error)))
@@ -417,7 +438,7 @@ impl Scene {
     fn die(&self, last: usize) -> Option<String> {
         let orders = [
             self.node.path().to_str().unwrap(),
-            &self.source.to_string(),
+            &joined(&self.sources),
             match self.work {
                 Work::Unpublish => "unpublish",
                 Work::Publish | Work::MountAgain | Work::AfterReboot => "publish",
@@ -473,7 +494,14 @@ impl Scene {
             "{what}: {images:?}"
         );
         let whole = ["diff", "images", "ingest", "layers", "volumes"];
-        let known = ["probe", "store.commit.lock", "store.json", "store.lock"];
+        let known = [
+            "probe",
+            "store.collect.lock",
+            "store.commit.lock",
+            "store.json",
+            "store.lease.lock",
+            "store.lock",
+        ];
         let all: BTreeSet<String> = whole.iter().chain(&known).map(|&s| s.into()).collect();
         let found = names(&store);
         assert!(found.is_subset(&all), "{what}: {found:?}");
@@ -646,6 +674,19 @@ fn while_it_unpublishes_a_volume_with_a_limit() {
 #[test]
 fn while_it_publishes_a_single_layer() {
     Scene::new(&single(), Kind::ReadOnly, Work::Publish).kill_at_every_point(40);
+}
+
+/// With a correction of every kind on top.
+#[test]
+fn while_it_publishes_several_images() {
+    let lower = vec![vec![
+        dir("a").mode(0o700),
+        file("a/0", b"lower"),
+        dir("b"),
+        file("b/0", b"lower"),
+        file("s", b"lower"),
+    ]];
+    Scene::of_images(&[stack(), lower], Kind::Writable, Work::Publish).kill_at_every_point(60);
 }
 
 #[test]

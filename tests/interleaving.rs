@@ -272,7 +272,7 @@ impl Scene {
                     volume.volume_id
                 );
             }
-            let layers = match volume.image == self.a.to_string() {
+            let layers = match volume.images[0].image == self.a.to_string() {
                 true => layers_a(),
                 false => layers_b(),
             };
@@ -321,19 +321,13 @@ fn publish(options: &VolumeOptions, id: &str, source: &Source, read_only: bool) 
     let volumes = open(options.clone());
     let base = options.root.parent().unwrap();
     let request = aufs_csi::volume::PublishRequest {
-        volume_id: id.to_owned(),
-        source: source.clone(),
-        source_root: None,
-        pull: Default::default(),
-        platform: None,
-        target: base.join(format!("target-{id}")),
-        create_target: true,
         read_only,
         union: union(),
-        mount_group: None,
-        attributes: Default::default(),
-        owner: aufs_csi::volume::Owner::Command,
-        pod: None,
+        ..aufs_csi::volume::PublishRequest::new(
+            id,
+            source.clone(),
+            base.join(format!("target-{id}")),
+        )
     };
     let published = volumes.publish(&request, &());
     published.unwrap_or_else(|error| panic!("publish: {}", chain(&error)));

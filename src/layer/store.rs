@@ -3,7 +3,8 @@
 //! ```text
 //! store.json            version of everything here
 //! store.lock            shared by whoever adds or removes, exclusive for who cleans up
-//! store.commit.lock     held for a moment: a branch comes or goes, a lease names one
+//! store.commit.lock     held for a moment: a branch comes or goes
+//! store.lease.lock      held for a moment: a lease names something, or it goes
 //! store.collect.lock    one collection at a time
 //! diff/<id>/            content of a branch
 //! layers/<id>.json      what it is; its existence is the commit
@@ -220,6 +221,11 @@ impl Store {
         }
         let lock_path = root.join("store.lock");
         let lock = open_lock(&lock_path).map_err(StoreError::io("open", &lock_path))?;
+        // Later there may be no inode left for it, which is when it is wanted.
+        // Where this one fails already, whoever needs it says so.
+        for name in ["store.collect.lock", "store.lease.lock"] {
+            let _ = open_lock(&root.join(name));
+        }
         Ok(Store {
             root: root.to_owned(),
             boot: boot.to_owned(),

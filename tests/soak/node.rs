@@ -15,7 +15,7 @@ use aufs_csi::layer::collect::{Aim, Marks};
 use aufs_csi::pull::PullPolicy;
 use aufs_csi::union::unmount;
 use aufs_csi::volume::{
-    CollectSettings, Owner, PublishRequest, UnpublishRequest, VolumeError, VolumeOptions, Volumes,
+    CollectSettings, PublishRequest, UnpublishRequest, VolumeError, VolumeOptions, Volumes,
 };
 use std::collections::BTreeSet;
 use std::fs;
@@ -74,19 +74,9 @@ pub(crate) fn target(dir: &Path, id: &str) -> PathBuf {
 
 pub(crate) fn request(dir: &Path, id: &str, image: usize, read_only: bool) -> PublishRequest {
     PublishRequest {
-        volume_id: id.to_owned(),
-        source: source(dir, image),
-        source_root: None,
-        pull: Default::default(),
-        platform: None,
-        target: target(dir, id),
-        create_target: true,
         read_only,
         union: union(),
-        mount_group: None,
-        attributes: Default::default(),
-        owner: Owner::Command,
-        pod: None,
+        ..PublishRequest::new(id, source(dir, image), target(dir, id))
     }
 }
 
@@ -264,7 +254,11 @@ impl Node {
         assert_eq!(names(&self.store("layers")), files, "{what}: layers");
         let images = self.volumes().images().unwrap();
         let images: BTreeSet<&String> = images.iter().map(|image| &image.manifest).collect();
-        let needed = list.iter().map(|volume| &volume.manifest).collect();
+        let needed = list
+            .iter()
+            .flat_map(|volume| &volume.images)
+            .map(|image| &image.manifest)
+            .collect();
         assert_eq!(images, needed, "{what}: images");
         assert_eq!(
             names(&self.store("ingest")),
