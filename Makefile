@@ -80,6 +80,10 @@ sanity: release ## The CSI project's own tests against the released program (mou
 	e2e/sanity/run.sh build
 	$(AS_ROOT) e2e/sanity/run.sh test $(STATIC)
 
+.PHONY: admission
+admission: ## The policy of manifests/admission on a real API server
+	e2e/admission/run.sh
+
 .PHONY: e2e-node
 e2e-node: release ## Pods on a real kubelet and API server on this machine (as root)
 	E2E_DRIVER=$(STATIC) e2e/node/run.sh $(CASES)

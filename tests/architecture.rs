@@ -164,6 +164,11 @@ const RULES: &[Rule] = &[
         allowed: &[],
     },
     Rule {
+        part: "csi/policy",
+        forbidden: PURE,
+        allowed: &["std::path"],
+    },
+    Rule {
         part: "probes",
         forbidden: &[
             "rustix",

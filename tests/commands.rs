@@ -425,3 +425,39 @@ fn gc_says_of_everything_what_becomes_of_it_and_why() {
         assert!(text.contains(words), "{text}");
     }
 }
+
+#[test]
+fn all_faults_of_a_policy_file_are_told_at_once() {
+    let place = Place::new();
+    let file = place.path("policy.yaml");
+    fs::write(
+        &file,
+        "maxImages: 0\nreadOnlyOnly: maybe\nallowedMedium: [Disk]\n",
+    )
+    .unwrap();
+    let named = file.to_str().unwrap();
+    for arguments in [
+        &["check", "--policy", named][..],
+        &["node", "--node-id", "a", "--policy", named],
+    ] {
+        let (code, text) = place.code(arguments);
+        assert_eq!(code, 64, "{text}");
+        for fault in [
+            "maxImages is 0",
+            "readOnlyOnly is \"maybe\"",
+            "did you mean allowedMedia?",
+        ] {
+            assert!(text.contains(fault), "{arguments:?}: {fault}: {text}");
+        }
+        assert!(
+            text.lines().all(|line| line.contains("policy.yaml")),
+            "{text}"
+        );
+    }
+    let (code, text) = place.code(&["check", "--policy", "/nowhere/policy.yaml"]);
+    assert_eq!(code, 64, "{text}");
+    assert!(text.contains("cannot be read"), "{text}");
+    fs::write(&file, "maxImages: 3\n").unwrap();
+    let (code, text) = place.code(&["check", "--policy", named]);
+    assert_eq!(code, 0, "{text}");
+}

@@ -360,6 +360,8 @@ impl Scene {
         table
             .map(|entry| entry.mount_point)
             .filter(|at| at.starts_with(self.node.path()))
+            // Whether one of these is left is seen by its directory.
+            .filter(|at| !at.starts_with(self.store().join("shared")))
             .collect()
     }
 
@@ -476,6 +478,7 @@ impl Scene {
             store.join("volumes"),
             store.join("ingest"),
             store.join("probe"),
+            store.join("shared"),
             run.join("xino"),
             run.join("probe"),
         ] {
@@ -496,6 +499,7 @@ impl Scene {
         let whole = ["diff", "images", "ingest", "layers", "volumes"];
         let known = [
             "probe",
+            "shared",
             "store.collect.lock",
             "store.commit.lock",
             "store.json",
@@ -702,6 +706,21 @@ fn while_it_mounts_a_volume_again_after_a_reboot() {
 #[test]
 fn while_it_mounts_a_single_layer_again() {
     Scene::new(&single(), Kind::ReadOnly, Work::MountAgain).kill_at_every_point(10);
+}
+
+#[test]
+fn while_it_mounts_a_read_only_volume_again() {
+    Scene::new(&stack(), Kind::ReadOnly, Work::MountAgain).kill_at_every_point(10);
+}
+
+#[test]
+fn while_it_mounts_a_read_only_volume_again_after_a_reboot() {
+    Scene::new(&stack(), Kind::ReadOnly, Work::AfterReboot).kill_at_every_point(10);
+}
+
+#[test]
+fn while_it_unpublishes_a_read_only_volume() {
+    Scene::new(&stack(), Kind::ReadOnly, Work::Unpublish).kill_at_every_point(20);
 }
 
 #[test]

@@ -188,6 +188,9 @@ suite "several, ext4" several $AUFS_VM_FILTER
 suite "unions, ext4" unions $AUFS_VM_FILTER
 suite "aufs, ext4" aufs $AUFS_VM_FILTER
 suite "collect, ext4" collect a_mount_that_nothing_records what_a_volume_needs
+suite "directories inside, ext4" sub_path $AUFS_VM_FILTER
+suite "shared unions, ext4" shared $AUFS_VM_FILTER
+suite "live volumes, ext4" live $AUFS_VM_FILTER
 export AUFS_CSI_TEST_DIR=/memory
 # A tmpfs has no user attributes before Linux 6.6, and an overlay made in a user
 # namespace needs them.
@@ -292,7 +295,7 @@ jobs=("$@")
 [[ ${#jobs[@]} -gt 0 ]] || jobs=(tests limits power)
 for job in "${jobs[@]}"; do
     case $job in
-    tests) TESTS+=(meaning several unions aufs collect) ;;
+    tests) TESTS+=(meaning several unions aufs collect sub_path shared live) ;;
     limits | power) TESTS+=("$job") ;;
     bench) TESTS+=("${BENCHES[@]}") ;;
     *) die "there is no job $job; there are: tests limits power bench" ;;

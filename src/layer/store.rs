@@ -15,6 +15,7 @@
 //! ingest/<name>/        work in progress, with <name>.lock held by its owner
 //! ingest/<name>.lock    alone: a lease, which names what its owner relies on
 //! volumes/<id>/         a volume's record and writable layer
+//! shared/<id>/          a union that read-only volumes share
 //! ```
 //!
 //! Names are 32 hex digits of a sha256, never foreign input. A branch's key is

@@ -147,6 +147,7 @@ struct All {
     disk: Family<One, Gauge>,
     marks: Family<One, Gauge>,
     limit: Gauge,
+    policy_reloads: Family<One, Counter>,
 }
 
 impl Default for Metrics {
@@ -225,6 +226,12 @@ impl Default for Metrics {
             "events",
             "Events on pods by what became of them: sent, limited, dropped, refused or failed",
             Family::clone(&events),
+        );
+        let policy_reloads = Family::default();
+        own.register(
+            "policy_reloads",
+            "Changes of the policy file by what became of them: applied or refused",
+            Family::clone(&policy_reloads),
         );
         let pulls = Family::default();
         own.register(
@@ -320,6 +327,7 @@ impl Default for Metrics {
             pull_retries,
             downloads,
             events,
+            policy_reloads,
         }))
     }
 }
@@ -422,6 +430,14 @@ impl Metrics {
     pub fn event(&self, outcome: &'static str) {
         self.0
             .events
+            .get_or_create(&[("outcome", outcome.to_owned())])
+            .inc();
+    }
+
+    /// The policy file has changed, and holds or was refused.
+    pub fn policy_reloaded(&self, outcome: &'static str) {
+        self.0
+            .policy_reloads
             .get_or_create(&[("outcome", outcome.to_owned())])
             .inc();
     }

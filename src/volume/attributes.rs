@@ -42,7 +42,7 @@ pub const KEYS: [&str; 9] = [
 
 /// Most images of one volume: more than anybody stacks by hand, and few enough
 /// that their layers stay below what unions take.
-const MAX_IMAGES: usize = 32;
+pub const MAX_IMAGES: usize = 32;
 /// Longest `subPath` in bytes, the kernel's limit of a path.
 const MAX_SUB_PATH_BYTES: usize = 4095;
 /// Longest foreign text in an error, in characters.
@@ -136,14 +136,6 @@ pub enum AttributeError {
     /// The size cannot be read.
     #[error("cannot read the volume attribute sizeLimit")]
     SizeLimit(#[source] QuantityError),
-    /// Something that is in the schema and that this version cannot do yet.
-    #[error("volume attribute {key} cannot be used with this version: {reason}")]
-    NotYet {
-        /// The attribute.
-        key: &'static str,
-        /// What is missing.
-        reason: &'static str,
-    },
 }
 
 fn suggestion(nearest: &Option<&'static str>) -> String {
@@ -153,21 +145,6 @@ fn suggestion(nearest: &Option<&'static str>) -> String {
     }
 }
 
-/// An attribute that this version cannot obey, and when it is in use.
-struct NotYet {
-    key: &'static str,
-    is_used: fn(&Attributes) -> bool,
-    reason: &'static str,
-}
-
-/// What the schema has and this version cannot do. Refused rather than ignored:
-/// a limit or a policy that silently does not hold is worse than none.
-const NOT_YET: [NotYet; 1] = [NotYet {
-    key: "subPath",
-    is_used: |attributes| attributes.sub_path.is_some(),
-    reason: "a volume shows the whole image",
-}];
-
 impl Attributes {
     /// Checks the attributes of a volume. Keys that kubelet adds must be gone.
     pub fn parse(map: &BTreeMap<String, String>, read_only: bool) -> Result<Self, AttributeError> {
@@ -175,7 +152,7 @@ impl Attributes {
             if !KEYS.contains(&key.as_str()) {
                 return Err(AttributeError::Unknown {
                     key: shortened(key),
-                    nearest: nearest(key),
+                    nearest: nearest(key, &KEYS),
                 });
             }
         }
@@ -183,7 +160,10 @@ impl Attributes {
         let attributes = Attributes {
             images: images(value("image"), value("images"))?,
             pull_policy: pull_policy(value("pullPolicy"), value("pullAlways"))?,
-            sub_path: sub_path(value("subPath"))?,
+            sub_path: match value("subPath") {
+                Some(path) => sub_path(path)?,
+                None => None,
+            },
             size_limit: value("sizeLimit")
                 .map(quantity::bytes)
                 .transpose()
@@ -204,17 +184,6 @@ impl Attributes {
             }
         }
         Ok(attributes)
-    }
-
-    /// Refuses what is in the schema and what this version cannot do yet.
-    pub fn supported(self) -> Result<Self, AttributeError> {
-        match NOT_YET.iter().find(|entry| (entry.is_used)(&self)) {
-            Some(entry) => Err(AttributeError::NotYet {
-                key: entry.key,
-                reason: entry.reason,
-            }),
-            None => Ok(self),
-        }
     }
 }
 
@@ -275,10 +244,11 @@ fn pull_policy(
     }
 }
 
-fn sub_path(value: Option<&str>) -> Result<Option<PathBuf>, AttributeError> {
-    let Some(value) = value.filter(|value| !value.is_empty()) else {
+/// A directory inside an image; empty is the whole image.
+pub(crate) fn sub_path(value: &str) -> Result<Option<PathBuf>, AttributeError> {
+    if value.is_empty() {
         return Ok(None);
-    };
+    }
     let is_plain = |component| match component {
         Component::Normal(_) => true,
         Component::Prefix(_) | Component::RootDir | Component::CurDir | Component::ParentDir => {
@@ -323,13 +293,14 @@ fn union(value: Option<&str>) -> Result<UnionRequest, AttributeError> {
 }
 
 /// The known key that `key` most resembles, if it resembles one.
-fn nearest(key: &str) -> Option<&'static str> {
+pub(crate) fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
     // No known key is near one that is much longer, and comparing takes time.
     if key.len() > 2 * MAX_SHOWN_CHARACTERS {
         return None;
     }
     let lower = key.to_lowercase();
-    KEYS.iter()
+    known
+        .iter()
         .map(|known| (distance(&lower, &known.to_lowercase()), *known))
         .filter(|(distance, known)| *distance <= MAX_MISSPELT.min(known.len() / 2))
         .min()

@@ -40,7 +40,7 @@ use std::time::Duration;
 const ROUNDS: usize = 3;
 
 /// When something goes, and what never does.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CollectSettings {
     /// When something goes.
     pub marks: Marks,

@@ -134,7 +134,7 @@ fn judge_publish(
     match result {
         Ok(()) => {
             let expected = [others(), node.mounts()].concat();
-            assert_eq!(host.mounted(), expected, "{what}");
+            assert_eq!(node.mounted(host), expected, "{what}");
             assert_eq!(node.record().state, VolumeState::Mounted, "{what}");
         }
         Err(error) => {
@@ -220,7 +220,7 @@ fn of_asking_for_a_volume_that_is_mounted() {
             }
             assert!(node.keeps_all(), "{what}");
             let expected = [others(), node.mounts()].concat();
-            assert_eq!(host.mounted(), expected, "{what}");
+            assert_eq!(node.mounted(host), expected, "{what}");
             assert!(node.publish(volumes).unwrap().existed, "{what}");
             take_away(node, volumes, host, what);
         },
@@ -252,7 +252,7 @@ fn of_mounting_a_volume_again() {
                     .unwrap_or_else(|error| panic!("{what}: {}", text(&error)));
             }
             let expected = [others(), node.mounts()].concat();
-            assert_eq!(host.mounted(), expected, "{what}");
+            assert_eq!(node.mounted(host), expected, "{what}");
             assert!(node.keeps_all(), "{what}");
             if !node.read_only {
                 let written = fs::read(node.upper().join("written"));
