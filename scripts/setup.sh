@@ -25,6 +25,7 @@ curl            curl
 getfattr        attr
 getfacl         acl
 unshare         util-linux
+e2fsck          e2fsprogs
 strace          strace
 '
 # Any go will do: scripts/go.sh fetches a newer one with it.

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod csi;
+pub mod ext4;
 pub mod host;
 pub mod image;
 pub mod layer;

@@ -46,6 +46,11 @@ const RULES: &[Rule] = &[
         allowed: &[],
     },
     Rule {
+        part: "ext4",
+        forbidden: &["std::fs", "std::path", "rustix", "crate"],
+        allowed: &[],
+    },
+    Rule {
         part: "union",
         forbidden: &[
             "crate::image",

@@ -246,6 +246,37 @@ fn a_volume_goes_by_its_id_where_its_target_is_gone() {
 }
 
 #[test]
+fn a_limit_is_given_by_options() {
+    let place = Place::new();
+    place.image(&place.path("image"), "one");
+    let target = place.target("target");
+    let at = target.to_str().unwrap();
+    let (code, text) = place.code(&["mount", "--medium", "memory", "oci:image:latest", at]);
+    assert_ne!(code, 0, "{text}");
+    assert!(text.contains("give it a sizeLimit"), "{text}");
+    for medium in ["disk", "memory"] {
+        let mount = [
+            "mount",
+            "--medium",
+            medium,
+            "--size-limit",
+            "1Mi",
+            "oci:image:latest",
+            at,
+        ];
+        place.good(&mount);
+        let error = fs::write(target.join("large"), vec![1; 2 << 20]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{medium}");
+        // The same again is the same volume, and another limit another one.
+        place.good(&mount);
+        let (code, text) = place.code(&["mount", "oci:image:latest", at]);
+        assert_ne!(code, 0, "{text}");
+        place.good(&["unmount", at]);
+        assert_eq!(place.good(&["volumes", "--output", "json"]).trim(), "[]");
+    }
+}
+
+#[test]
 fn what_covers_a_volume_is_left_alone_and_named() {
     let place = Place::new();
     place.image(&place.path("image"), "one");
@@ -313,7 +344,16 @@ fn check_reports_also_where_there_can_be_no_store() {
     let report = place.good(&["check", "--output", "json"]);
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     let subjects: Vec<_> = report["findings"].as_array().unwrap().iter().collect();
-    for subject in ["store", "disk", "quota", "kernel", "aufs", "overlay"] {
+    for subject in [
+        "store",
+        "disk",
+        "quota",
+        "sizeLimit",
+        "sizeLimit in memory",
+        "kernel",
+        "aufs",
+        "overlay",
+    ] {
         assert!(
             subjects.iter().any(|found| found["subject"] == subject),
             "{subject}: {report}"

@@ -20,7 +20,9 @@ use aufs_csi::image::reference::Source;
 use aufs_csi::layer::steps;
 use aufs_csi::union::unmount;
 use aufs_csi::volume::record::VolumeState;
-use aufs_csi::volume::{ImageRequest, Owner, PublishRequest, Published, UnpublishRequest, Volumes};
+use aufs_csi::volume::{
+    ImageRequest, Medium, Owner, PublishRequest, Published, UnpublishRequest, Volumes,
+};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
@@ -133,7 +135,7 @@ impl Host for Mortal {
 fn dies() {
     let orders = std::env::var(ORDERS).expect("this is no test of its own");
     let orders: Vec<&str> = orders.split('\n').collect();
-    let [node, source, work, read_only, last] = orders[..] else {
+    let [node, source, work, kind, last] = orders[..] else {
         panic!("{orders:?}");
     };
     let last = last.parse().unwrap();
@@ -146,7 +148,7 @@ fn dies() {
                 .split(',')
                 .map(|source| source.parse().unwrap())
                 .collect();
-            let request = publish_request(node, &sources, read_only == "true");
+            let request = publish_request(node, &sources, Kind::named(kind));
             volumes.publish(&request, &()).map(drop)
         }
         _ => volumes.unpublish(&unpublish_request(node)),
@@ -166,10 +168,15 @@ fn target(node: &Path) -> PathBuf {
     kubelet(node).join("pods/0-1-2/volumes/kubernetes.io~csi/data/mount")
 }
 
-fn publish_request(node: &Path, sources: &[Source], read_only: bool) -> PublishRequest {
+fn publish_request(node: &Path, sources: &[Source], kind: Kind) -> PublishRequest {
     let images = sources.iter().cloned().map(ImageRequest::unconfined);
     PublishRequest {
-        read_only,
+        read_only: kind == Kind::ReadOnly,
+        size_limit: matches!(kind, Kind::Disk | Kind::Memory).then_some(1 << 20),
+        medium: match kind {
+            Kind::Memory => Medium::Memory,
+            _ => Medium::Disk,
+        },
         union: union(),
         attributes: [("images".to_owned(), joined(sources))].into(),
         owner: Owner::Plugin,
@@ -187,6 +194,37 @@ fn unpublish_request(node: &Path) -> UnpublishRequest {
         volume_id: VOLUME.to_owned(),
         target: target(node),
         clear_target: true,
+    }
+}
+
+/// Which kind of volume it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    ReadOnly,
+    Writable,
+    /// With a limit, on disk.
+    Disk,
+    /// With a limit, in memory.
+    Memory,
+}
+
+impl Kind {
+    const ALL: [Kind; 4] = [Kind::ReadOnly, Kind::Writable, Kind::Disk, Kind::Memory];
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::ReadOnly => "read-only",
+            Kind::Writable => "writable",
+            Kind::Disk => "limited on disk",
+            Kind::Memory => "limited in memory",
+        }
+    }
+
+    fn named(name: &str) -> Self {
+        Kind::ALL
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .unwrap()
     }
 }
 
@@ -233,7 +271,7 @@ struct Scene {
     sources: Vec<Source>,
     /// What the images are.
     image: Tree,
-    read_only: bool,
+    kind: Kind,
     work: Work,
 }
 
@@ -269,11 +307,11 @@ fn names(dir: &Path) -> BTreeSet<String> {
 }
 
 impl Scene {
-    fn new(layers: &[Layer], read_only: bool, work: Work) -> Self {
-        Self::of_images(&[layers.to_vec()], read_only, work)
+    fn new(layers: &[Layer], kind: Kind, work: Work) -> Self {
+        Self::of_images(&[layers.to_vec()], kind, work)
     }
 
-    fn of_images(images: &[Vec<Layer>], read_only: bool, work: Work) -> Self {
+    fn of_images(images: &[Vec<Layer>], kind: Kind, work: Work) -> Self {
         let node = TestNode::new();
         // Kept for the processes that follow: a self-test takes a second.
         node.volumes.probe().unwrap();
@@ -285,7 +323,7 @@ impl Scene {
                 .collect(),
             image: merged(images),
             node,
-            read_only,
+            kind,
             work,
         }
     }
@@ -305,7 +343,7 @@ impl Scene {
     }
 
     fn publish(&self, volumes: &Volumes, what: &str) -> Published {
-        let request = publish_request(self.node.path(), &self.sources, self.read_only);
+        let request = publish_request(self.node.path(), &self.sources, self.kind);
         volumes
             .publish(&request, &())
             .unwrap_or_else(|error| panic!("{what}: publish: {}", chain(&error)))
@@ -325,6 +363,17 @@ impl Scene {
             // Whether one of these is left is seen by its directory.
             .filter(|at| !at.starts_with(self.store().join("shared")))
             .collect()
+    }
+
+    /// What is mounted of a volume that is, in the order in which it was.
+    fn own_mounts(&self) -> Vec<PathBuf> {
+        let volumes = self.store().join("volumes");
+        let is_limited = matches!(self.kind, Kind::Disk | Kind::Memory);
+        let own = names(&volumes)
+            .into_iter()
+            .find(|name| is_limited && !name.ends_with(".lock"));
+        let own = own.map(|name| volumes.join(name).join("fs"));
+        own.into_iter().chain([self.target()]).collect()
     }
 
     /// As kubelet does it before it asks for a volume.
@@ -354,7 +403,7 @@ impl Scene {
         }
         let volumes = self.start();
         self.publish(&volumes, "before");
-        if !self.read_only {
+        if self.kind != Kind::ReadOnly {
             fs::write(self.target().join("a/1"), "by the pod").unwrap();
             fs::remove_dir_all(self.target().join("b")).unwrap();
         }
@@ -364,6 +413,9 @@ impl Scene {
             unmount(&LinuxHost, &[&self.target()], Duration::from_secs(5)).unwrap();
         }
         if self.work == Work::AfterReboot {
+            for at in self.mounts() {
+                unmount(&LinuxHost, &[&at], Duration::from_secs(5)).unwrap();
+            }
             let record = names(&self.store().join("volumes"));
             let record = record.iter().find(|name| !name.ends_with(".lock")).unwrap();
             let record = self
@@ -393,7 +445,7 @@ impl Scene {
                 Work::Unpublish => "unpublish",
                 Work::Publish | Work::MountAgain | Work::AfterReboot => "publish",
             },
-            &self.read_only.to_string(),
+            self.kind.name(),
             &last.to_string(),
         ];
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -461,7 +513,7 @@ impl Scene {
 
     /// The volume is mounted once, and shows this.
     fn shows(&self, expected: &Tree, what: &str) {
-        assert_eq!(self.mounts(), [self.target()], "{what}: mounts");
+        assert_eq!(self.mounts(), self.own_mounts(), "{what}: mounts");
         let found = read(&self.target()).unwrap();
         assert_same(what, expected, &found, Compared::ALL);
     }
@@ -576,9 +628,9 @@ impl Scene {
             }
         }
         println!(
-            "{:?}, read-only {}: {} points in {:?}: {points:#?}",
+            "{:?}, {}: {} points in {:?}: {points:#?}",
             self.work,
-            self.read_only,
+            self.kind.name(),
             points.len(),
             begin.elapsed(),
         );
@@ -590,17 +642,42 @@ impl Scene {
 
 #[test]
 fn while_it_publishes_a_writable_volume() {
-    Scene::new(&stack(), false, Work::Publish).kill_at_every_point(50);
+    Scene::new(&stack(), Kind::Writable, Work::Publish).kill_at_every_point(50);
 }
 
 #[test]
 fn while_it_publishes_a_read_only_volume() {
-    Scene::new(&stack(), true, Work::Publish).kill_at_every_point(50);
+    Scene::new(&stack(), Kind::ReadOnly, Work::Publish).kill_at_every_point(50);
+}
+
+#[test]
+fn while_it_publishes_a_volume_with_a_limit_on_disk() {
+    Scene::new(&single(), Kind::Disk, Work::Publish).kill_at_every_point(50);
+}
+
+#[test]
+fn while_it_publishes_a_volume_with_a_limit_in_memory() {
+    Scene::new(&single(), Kind::Memory, Work::Publish).kill_at_every_point(50);
+}
+
+#[test]
+fn while_it_mounts_a_volume_with_a_limit_again() {
+    Scene::new(&stack(), Kind::Memory, Work::MountAgain).kill_at_every_point(10);
+}
+
+#[test]
+fn while_it_mounts_a_volume_with_a_limit_again_after_a_reboot() {
+    Scene::new(&stack(), Kind::Disk, Work::AfterReboot).kill_at_every_point(10);
+}
+
+#[test]
+fn while_it_unpublishes_a_volume_with_a_limit() {
+    Scene::new(&stack(), Kind::Disk, Work::Unpublish).kill_at_every_point(20);
 }
 
 #[test]
 fn while_it_publishes_a_single_layer() {
-    Scene::new(&single(), true, Work::Publish).kill_at_every_point(40);
+    Scene::new(&single(), Kind::ReadOnly, Work::Publish).kill_at_every_point(40);
 }
 
 /// With a correction of every kind on top.
@@ -613,53 +690,53 @@ fn while_it_publishes_several_images() {
         file("b/0", b"lower"),
         file("s", b"lower"),
     ]];
-    Scene::of_images(&[stack(), lower], false, Work::Publish).kill_at_every_point(60);
+    Scene::of_images(&[stack(), lower], Kind::Writable, Work::Publish).kill_at_every_point(60);
 }
 
 #[test]
 fn while_it_mounts_a_volume_again() {
-    Scene::new(&stack(), false, Work::MountAgain).kill_at_every_point(10);
+    Scene::new(&stack(), Kind::Writable, Work::MountAgain).kill_at_every_point(10);
 }
 
 #[test]
 fn while_it_mounts_a_volume_again_after_a_reboot() {
-    Scene::new(&stack(), false, Work::AfterReboot).kill_at_every_point(10);
+    Scene::new(&stack(), Kind::Writable, Work::AfterReboot).kill_at_every_point(10);
 }
 
 #[test]
 fn while_it_mounts_a_single_layer_again() {
-    Scene::new(&single(), true, Work::MountAgain).kill_at_every_point(10);
+    Scene::new(&single(), Kind::ReadOnly, Work::MountAgain).kill_at_every_point(10);
 }
 
 #[test]
 fn while_it_mounts_a_read_only_volume_again() {
-    Scene::new(&stack(), true, Work::MountAgain).kill_at_every_point(10);
+    Scene::new(&stack(), Kind::ReadOnly, Work::MountAgain).kill_at_every_point(10);
 }
 
 #[test]
 fn while_it_mounts_a_read_only_volume_again_after_a_reboot() {
-    Scene::new(&stack(), true, Work::AfterReboot).kill_at_every_point(10);
+    Scene::new(&stack(), Kind::ReadOnly, Work::AfterReboot).kill_at_every_point(10);
 }
 
 #[test]
 fn while_it_unpublishes_a_read_only_volume() {
-    Scene::new(&stack(), true, Work::Unpublish).kill_at_every_point(20);
+    Scene::new(&stack(), Kind::ReadOnly, Work::Unpublish).kill_at_every_point(20);
 }
 
 #[test]
 fn while_it_unpublishes_a_writable_volume() {
-    Scene::new(&stack(), false, Work::Unpublish).kill_at_every_point(20);
+    Scene::new(&stack(), Kind::Writable, Work::Unpublish).kill_at_every_point(20);
 }
 
 #[test]
 fn while_it_unpublishes_a_single_layer() {
-    Scene::new(&single(), true, Work::Unpublish).kill_at_every_point(15);
+    Scene::new(&single(), Kind::ReadOnly, Work::Unpublish).kill_at_every_point(15);
 }
 
 #[test]
 fn a_mount_without_a_record_does_not_keep_the_store_shut() {
     let _at_work = at_work();
-    let scene = Scene::new(&single(), true, Work::Publish);
+    let scene = Scene::new(&single(), Kind::ReadOnly, Work::Publish);
     // As after somebody has removed the record of a volume that was being mounted.
     let staging = scene
         .store()

@@ -2,11 +2,11 @@
 # Runs the union and property tests on real AUFS: boots the kernel AUFS_KERNEL
 # in an emulated machine whose root is made on the spot, and reports.
 #
-#   AUFS_KERNEL=<bzImage> e2e/aufs/run.sh [tests] [power] [bench]
+#   AUFS_KERNEL=<bzImage> e2e/aufs/run.sh [tests] [limits] [power] [bench]
 #
 # The kernel is any with AUFS, overlay, ext4, virtio (PCI, block), initramfs,
-# two 8250 serial ports, and tmpfs with extended attributes, all built in. With
-# XFS built in too, a part of the suite runs with branches on that.
+# two 8250 serial ports, loop devices, and tmpfs with extended attributes, all built
+# in. With XFS built in too, a part of the suite runs with branches on that.
 #
 #   PROPTEST_CASES     inputs of each property; default 100, for emulation is slow
 #   POWER_CUTS         power cuts; default 3
@@ -21,7 +21,8 @@ cd "$(dirname "$0")/../.."
 
 readonly TARGET=x86_64-unknown-linux-gnu
 readonly CARGO=$PWD/target/aufs-vm WORK=$PWD/target/aufs-vm/machine
-TESTS=(meaning several unions aufs collect sub_path shared live power)
+# The test programs that the jobs need.
+TESTS=()
 readonly BENCHES=(density using)
 : "${PROPTEST_CASES:=100}" "${POWER_CUTS:=3}" "${AUFS_VM_ACCEL:=tcg}" "${AUFS_VM_MINUTES:=30}"
 : "${AUFS_VM_FILTER:=}"
@@ -211,6 +212,29 @@ JOB
     finish
 }
 
+# Writable layers with a limit, on both unions, and with their images on each disk
+# that a store may be on.
+run_limits() {
+    local disk=$WORK/limits.img
+    make_disk limits
+    start limits "$disk" unsafe <<JOB
+mkdir -p /mnt/t
+need "loop devices (CONFIG_BLK_DEV_LOOP=y)" test -c /dev/loop-control
+export AUFS_CSI_TEST_DIR=/mnt/t
+suite "limits, aufs, ext4" AUFS_CSI_BACKEND=aufs limits $AUFS_VM_FILTER
+suite "limits, overlay, ext4" AUFS_CSI_BACKEND=overlay limits $AUFS_VM_FILTER
+if grep -qw xfs /proc/filesystems; then
+    mkdir -p /xfs
+    need "the disk's XFS" mount -t xfs /dev/vdb /xfs
+    suite "limits, aufs, XFS" AUFS_CSI_BACKEND=aufs AUFS_CSI_TEST_DIR=/xfs limits $AUFS_VM_FILTER
+    umount /xfs
+else
+    echo "### result XFS: not tried, this kernel lacks it (CONFIG_XFS_FS=y)"
+fi
+JOB
+    finish
+}
+
 # Power cuts while images are staged: each time a machine is stopped dead at a
 # random moment, and another one looks at what its disk then holds. What was
 # called flushed must be there; what is there must be right.
@@ -268,12 +292,13 @@ await_line() {
 
 check_kernel
 jobs=("$@")
-[[ ${#jobs[@]} -gt 0 ]] || jobs=(tests power)
+[[ ${#jobs[@]} -gt 0 ]] || jobs=(tests limits power)
 for job in "${jobs[@]}"; do
     case $job in
-    tests | power) ;;
+    tests) TESTS+=(meaning several unions aufs collect sub_path shared live) ;;
+    limits | power) TESTS+=("$job") ;;
     bench) TESTS+=("${BENCHES[@]}") ;;
-    *) die "there is no job $job; there are: tests power bench" ;;
+    *) die "there is no job $job; there are: tests limits power bench" ;;
     esac
 done
 accel=$AUFS_VM_ACCEL
@@ -290,6 +315,7 @@ status=0
 for job in "${jobs[@]}"; do
     case $job in
     tests) run_tests ;;
+    limits) run_limits ;;
     power) run_power ;;
     bench) run_bench ;;
     esac

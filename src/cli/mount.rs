@@ -4,7 +4,7 @@ use super::CliError;
 use super::progress::Shown;
 use super::stage::{Choice, Pull, Registries, source};
 use crate::image::reference::Source;
-use crate::volume::{ImageRequest, PublishRequest, PullChoice, Volumes, attributes};
+use crate::volume::{ImageRequest, Medium, PublishRequest, PullChoice, Volumes, attributes};
 use clap::builder::BoolishValueParser;
 use std::collections::BTreeMap;
 use std::io;
@@ -31,6 +31,27 @@ pub(super) struct Args {
         value_parser = BoolishValueParser::new()
     )]
     read_only: bool,
+    /// Most bytes of the writable layer, as a Kubernetes quantity like 500Mi or 2Gi.
+    /// [default: no limit on disk]
+    #[arg(
+        long,
+        env = "AUFS_CSI_SIZE_LIMIT",
+        hide_env_values = true,
+        value_name = "QUANTITY",
+        value_parser = attributes::parse_size,
+        conflicts_with = "read_only"
+    )]
+    size_limit: Option<u64>,
+    /// Where the writable layer is: disk, or memory, which needs a --size-limit.
+    #[arg(
+        long,
+        env = "AUFS_CSI_MEDIUM",
+        hide_env_values = true,
+        value_enum,
+        default_value = "disk",
+        conflicts_with = "read_only"
+    )]
+    medium: Where,
     /// Show a directory inside the image, links resolved inside it, instead of the
     /// whole image.
     #[arg(
@@ -68,6 +89,13 @@ pub(super) struct Args {
     pub(super) registries: Registries,
 }
 
+/// Where a writable layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Where {
+    Disk,
+    Memory,
+}
+
 pub(super) fn run(volumes: &Volumes, args: &Args, label: Option<String>) -> Result<(), CliError> {
     let sources: Vec<Source> = args
         .images
@@ -88,6 +116,12 @@ pub(super) fn run(volumes: &Volumes, args: &Args, label: Option<String>) -> Resu
     if let Some(platform) = &platform {
         attributes.insert("platform".to_owned(), platform.to_string());
     }
+    if let Some(bytes) = args.size_limit {
+        attributes.insert("sizeLimit".to_owned(), bytes.to_string());
+    }
+    if args.medium == Where::Memory {
+        attributes.insert("medium".to_owned(), "Memory".to_owned());
+    }
     let sub_path = match &args.sub_path {
         Some(path) => attributes::sub_path(path).map_err(CliError::SubPath)?,
         None => None,
@@ -106,6 +140,11 @@ pub(super) fn run(volumes: &Volumes, args: &Args, label: Option<String>) -> Resu
         platform,
         create_target: false,
         read_only: args.read_only,
+        size_limit: args.size_limit,
+        medium: match args.medium {
+            Where::Disk => Medium::Disk,
+            Where::Memory => Medium::Memory,
+        },
         union: args.choice.union.into(),
         attributes,
         ..PublishRequest::of_images(volume_id, images.collect(), target.clone())

@@ -245,7 +245,6 @@ pub fn publish(
         return Err(RequestError::NotEphemeral);
     }
     let attributes = Attributes::parse(&wanted.attributes, wanted.read_only)
-        .and_then(Attributes::supported)
         .map_err(RequestError::Attributes)?;
     let (size_limit, union) = match standing {
         Standing::Recorded => (attributes.size_limit, attributes.union),

@@ -24,6 +24,7 @@ use super::{
 const EXT4: u64 = 0xef53;
 const OVERLAY: u64 = 0x794c_7630;
 const AUFS: u64 = 0x6175_6673;
+const TMPFS: u64 = 0x0102_1994;
 
 /// Entries of one AUFS mount call beyond which a real kernel answered E2BIG
 /// and then crashed.
@@ -414,6 +415,25 @@ impl State {
         self.attach(at, superblock, "/".into(), call.flags);
     }
 
+    fn mount_plain(
+        &mut self,
+        at: &Path,
+        (fs_type, magic): (&'static str, u64),
+        options: &str,
+        flags: MountFlags,
+    ) {
+        let superblock = self.new_superblock(Superblock {
+            fs_type,
+            magic,
+            read_only: flags.read_only,
+            branches: Vec::new(),
+            options: options.to_owned(),
+            xino: None,
+            unborn: false,
+        });
+        self.attach(at, superblock, "/".into(), flags);
+    }
+
     fn bind(&mut self, at: &Path, source: &Path, beneath: Option<&Path>) -> io::Result<()> {
         if !self.exists(source) {
             return Err(refused(Errno::NOENT));
@@ -560,7 +580,22 @@ impl Host for FakeHost {
                 flags,
                 data,
             } => state.mount_aufs(target, *flags, &cut(data)),
+            MountCall::New {
+                fs_type: "tmpfs",
+                flags,
+                data,
+            } => {
+                state.mount_plain(target, ("tmpfs", TMPFS), &cut(data), *flags);
+                Ok(())
+            }
             MountCall::New { .. } => Err(refused(Errno::NODEV)),
+            MountCall::Image { image, flags, .. } => {
+                if !state.exists(image) {
+                    return Err(refused(Errno::NOENT));
+                }
+                state.mount_plain(target, ("ext4", EXT4), "errors=remount-ro", *flags);
+                Ok(())
+            }
             MountCall::Remount { flags, data } => {
                 let (branches, _, _) = read_aufs(&cut(data))?;
                 let Some(superblock) = state.top(target).map(|mount| mount.superblock) else {

@@ -24,6 +24,8 @@ use super::{
 
 mod holders;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod image;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod raw;
 
 /// The mount table of the calling thread, which is the process's unless the
@@ -71,6 +73,14 @@ impl Host for LinuxHost {
                 )?;
                 Ok(())
             }
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            MountCall::Image {
+                image,
+                devices,
+                flags,
+            } => image::mount(target, image, devices, *flags),
+            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+            MountCall::Image { .. } => Err(io::ErrorKind::Unsupported.into()),
             MountCall::Remount { flags, data } => {
                 sys::mount_remount(target, mount_flags(*flags), data.as_str())?;
                 Ok(())

@@ -109,6 +109,16 @@ pub enum MountCall {
     },
     /// A new overlay mount.
     Overlay(OverlayCall),
+    /// The ext4 filesystem in a file, by way of a loop device that goes with its
+    /// last mount; by the device that the file has, if it has one.
+    Image {
+        /// The file.
+        image: PathBuf,
+        /// Directory for the nodes of devices, where `/dev` cannot be used.
+        devices: PathBuf,
+        /// Flags of the superblock and of the mount.
+        flags: MountFlags,
+    },
 }
 
 impl MountCall {
@@ -121,6 +131,7 @@ impl MountCall {
             Self::Bind { .. } => "bind mount",
             Self::AddFlags { .. } => "bind remount",
             Self::Overlay(_) => "overlay mount",
+            Self::Image { .. } => "mount of an image",
         }
     }
 }

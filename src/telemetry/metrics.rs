@@ -66,6 +66,11 @@ pub struct Holdings {
     pub layers: u64,
     /// Bytes of their files.
     pub layer_bytes: u64,
+    /// Bytes that are promised to the writable layers of volumes with a limit, on
+    /// disk, where they are allocated.
+    pub limit_disk_bytes: u64,
+    /// The same in memory, where they are allocated as they are written.
+    pub limit_memory_bytes: u64,
 }
 
 /// What collection in this process came to, and where it stands.
@@ -127,6 +132,7 @@ struct All {
     volumes: Family<One, Gauge>,
     layers: Gauge,
     layer_bytes: Gauge,
+    limit_bytes: Family<One, Gauge>,
     unions: Family<One, Gauge>,
     repairs: Family<One, Counter>,
     stuck: Gauge,
@@ -191,6 +197,13 @@ impl Default for Metrics {
             "Size of the files in layer directories",
             Unit::Bytes,
             layer_bytes.clone(),
+        );
+        let limit_bytes = Family::default();
+        own.register_with_unit(
+            "writable_limit",
+            "Size that the writable layers of volumes with a limit may have together",
+            Unit::Bytes,
+            Family::clone(&limit_bytes),
         );
         let unions = Family::default();
         own.register(
@@ -310,6 +323,7 @@ impl Default for Metrics {
             volumes,
             layers,
             layer_bytes,
+            limit_bytes,
             unions,
             repairs,
             stuck,
@@ -450,6 +464,15 @@ impl Metrics {
         }
         self.0.layers.set(signed(holdings.layers));
         self.0.layer_bytes.set(signed(holdings.layer_bytes));
+        for (medium, bytes) in [
+            ("disk", holdings.limit_disk_bytes),
+            ("memory", holdings.limit_memory_bytes),
+        ] {
+            self.0
+                .limit_bytes
+                .get_or_create(&[("medium", medium.to_owned())])
+                .set(signed(bytes));
+        }
     }
 
     /// All of it, as OpenMetrics.
@@ -498,6 +521,7 @@ mod tests {
             mounted: 3,
             layers: 7,
             layer_bytes: 1 << 40,
+            limit_memory_bytes: 5,
             ..Holdings::default()
         });
         metrics.registered(true);
@@ -519,6 +543,8 @@ mod tests {
             "aufs_csi_volumes{state=\"leaving\"} 0",
             "aufs_csi_layers 7",
             "aufs_csi_layers_bytes 1099511627776",
+            "aufs_csi_writable_limit_bytes{medium=\"disk\"} 0",
+            "aufs_csi_writable_limit_bytes{medium=\"memory\"} 5",
             "aufs_csi_registered 1",
             "aufs_csi_union_usable{union=\"aufs\"} 0",
             "aufs_csi_repairs_total{kind=\"undone\"} 1",

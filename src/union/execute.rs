@@ -455,9 +455,10 @@ impl Run<'_> {
                     MountCall::New { .. } | MountCall::Remount { .. } => {
                         "; the kernel's log says why"
                     }
-                    MountCall::Bind { .. } | MountCall::AddFlags { .. } | MountCall::Overlay(_) => {
-                        ""
-                    }
+                    MountCall::Bind { .. }
+                    | MountCall::AddFlags { .. }
+                    | MountCall::Overlay(_)
+                    | MountCall::Image { .. } => "",
                 };
                 return Err(MountError::Call {
                     call: call.name(),
@@ -468,7 +469,10 @@ impl Run<'_> {
             }
         }
         match call {
-            MountCall::New { .. } | MountCall::Bind { .. } | MountCall::Overlay(_) => {
+            MountCall::New { .. }
+            | MountCall::Bind { .. }
+            | MountCall::Overlay(_)
+            | MountCall::Image { .. } => {
                 self.made.push(at.to_path_buf());
             }
             MountCall::Remount { .. } | MountCall::AddFlags { .. } => {}

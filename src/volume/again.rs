@@ -32,9 +32,20 @@ impl Volumes {
             .lock_shared()
             .map_err(VolumeError::Store)
             .map_err(kept)?;
+        let has_filesystem = self.mount_filesystem_again(dir, &record).map_err(kept)?;
+        if !has_filesystem && record.plan.writable.as_ref().is_some_and(|own| own.memory) {
+            tracing::info!(
+                volume.id = record.volume_id,
+                "the volume starts empty: what was written to it was in memory"
+            );
+            drop(shared);
+            self.take_down(dir, &record, Target::Own).map_err(kept)?;
+            return self.mount_anew(request, dir, record.target, progress);
+        }
         // Without either, the machine went down before they were on its disk.
         let writable = record.plan.writable.as_ref();
-        let mut is_whole = writable.is_none_or(|writable| writable.upper.is_dir());
+        let mut is_whole =
+            has_filesystem && writable.is_none_or(|writable| writable.upper.is_dir());
         if is_whole && !self.has_branches(&record).map_err(kept)? {
             // Only the very same content fits what the pod wrote on top of it.
             let union = union_of(record.plan.backend);

@@ -136,14 +136,6 @@ pub enum AttributeError {
     /// The size cannot be read.
     #[error("cannot read the volume attribute sizeLimit")]
     SizeLimit(#[source] QuantityError),
-    /// Something that is in the schema and that this version cannot do yet.
-    #[error("volume attribute {key} cannot be used with this version: {reason}")]
-    NotYet {
-        /// The attribute.
-        key: &'static str,
-        /// What is missing.
-        reason: &'static str,
-    },
 }
 
 fn suggestion(nearest: &Option<&'static str>) -> String {
@@ -152,28 +144,6 @@ fn suggestion(nearest: &Option<&'static str>) -> String {
         None => format!("the known ones are {}", KEYS.join(", ")),
     }
 }
-
-/// An attribute that this version cannot obey, and when it is in use.
-struct NotYet {
-    key: &'static str,
-    is_used: fn(&Attributes) -> bool,
-    reason: &'static str,
-}
-
-/// What the schema has and this version cannot do. Refused rather than ignored:
-/// a limit or a policy that silently does not hold is worse than none.
-const NOT_YET: [NotYet; 2] = [
-    NotYet {
-        key: "sizeLimit",
-        is_used: |attributes| attributes.size_limit.is_some(),
-        reason: "writable layers have no limit of their own",
-    },
-    NotYet {
-        key: "medium",
-        is_used: |attributes| attributes.medium != Medium::Disk,
-        reason: "writable layers are on the node's disk",
-    },
-];
 
 impl Attributes {
     /// Checks the attributes of a volume. Keys that kubelet adds must be gone.
@@ -214,17 +184,6 @@ impl Attributes {
             }
         }
         Ok(attributes)
-    }
-
-    /// Refuses what is in the schema and what this version cannot do yet.
-    pub fn supported(self) -> Result<Self, AttributeError> {
-        match NOT_YET.iter().find(|entry| (entry.is_used)(&self)) {
-            Some(entry) => Err(AttributeError::NotYet {
-                key: entry.key,
-                reason: entry.reason,
-            }),
-            None => Ok(self),
-        }
     }
 }
 

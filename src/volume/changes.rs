@@ -1,5 +1,6 @@
 //! What a pod changed in its volume.
 
+use super::limit;
 use super::record::{self, VolumeRecord, VolumeState};
 use super::{VolumeError, Volumes};
 use crate::layer::apply::Format;
@@ -109,6 +110,11 @@ impl Volumes {
             });
         };
         let upper = writable.upper.clone();
+        if record.limit.is_some() && !self.is_mount(&limit::mount_point(&dir))? {
+            return Err(VolumeError::Unreachable {
+                volume_id: record.volume_id,
+            });
+        }
         let format = match record.plan.backend {
             Backend::Aufs => Format::Aufs,
             Backend::Overlay | Backend::Bind => Format::Overlay {

@@ -1,5 +1,6 @@
 //! What a node can do, for `check`.
 
+use super::limit::Means;
 use super::{VolumeError, Volumes};
 use crate::chain::Chain;
 use crate::union::Backend;
@@ -69,6 +70,7 @@ impl Volumes {
             Err(error) => failed("store", Chain(&error).to_string(), None),
         });
         findings.extend(self.disk());
+        findings.extend(self.limits());
         let union = match self.probe_afresh() {
             Ok(probe) => {
                 unions(probe, wanted, &mut findings);
@@ -83,7 +85,44 @@ impl Volumes {
         CheckReport { union, findings }
     }
 
-    /// What the store is on, and which limits that filesystem can enforce.
+    /// What holds writable layers to their limits, each by one that was made.
+    fn limits(&self) -> Vec<Finding> {
+        let describe = |(means, result)| {
+            let (subject, works) = match means {
+                Means::Image => (
+                    "sizeLimit",
+                    "on disk: by a filesystem image, allocated in full; holds for everybody, \
+                     root and copy-ups included",
+                ),
+                Means::Memory => (
+                    "sizeLimit in memory",
+                    "by a tmpfs; holds for everybody, root and copy-ups included",
+                ),
+            };
+            match result {
+                Ok(()) => ok(subject, works.to_owned()),
+                Err(error) => Finding {
+                    subject: subject.to_owned(),
+                    verdict: Verdict::Warning,
+                    detail: format!(
+                        "volumes with such a limit are refused: {}",
+                        Chain(&error as &VolumeError)
+                    ),
+                    remedy: match means {
+                        Means::Image => Some(
+                            "let the plugin use loop devices (the kernel's module loop, a \
+                             privileged container), and have the store on ext4 or XFS"
+                                .to_owned(),
+                        ),
+                        Means::Memory => None,
+                    },
+                },
+            }
+        };
+        self.try_limits().into_iter().map(describe).collect()
+    }
+
+    /// What the store is on, and what else that filesystem has.
     fn disk(&self) -> Vec<Finding> {
         let root = self.store.root();
         let found = match self.host.filesystem(root) {
@@ -115,8 +154,10 @@ impl Volumes {
             ok(
                 "quota",
                 match quota {
-                    Some(option) => format!("project quota is on ({option})"),
-                    None => "project quota is off".to_owned(),
+                    Some(option) => {
+                        format!("project quota is on ({option}), which sizeLimit does not need")
+                    }
+                    None => "project quota is off, which sizeLimit does not need".to_owned(),
                 },
             ),
         ]

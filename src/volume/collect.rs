@@ -299,8 +299,9 @@ impl Volumes {
     /// Makes room for somebody who has found none. Says what to do where that is
     /// not possible.
     pub(super) fn make_room(&self, failed: VolumeError) -> Result<(), VolumeError> {
-        let need = match find(&failed) {
-            Some(StageError::Limit { needs, .. }) => *needs,
+        let need = match (&failed, find(&failed)) {
+            (VolumeError::NoRoomForLimit { needs, .. }, _)
+            | (_, Some(StageError::Limit { needs, .. })) => *needs,
             _ => 0,
         };
         tracing::warn!(error = %Chain(&failed), "no space: collecting");

@@ -256,6 +256,33 @@ pub enum VolumeError {
         /// Its id.
         volume_id: String,
     },
+    /// Nothing here holds a writable layer to its limit.
+    #[error("the writable layer cannot be given a filesystem of its own, which is what limits it")]
+    Limit(#[source] io::Error),
+    /// A limit on disk is a promise, and the disk cannot keep it.
+    #[error("the writable layer needs {needs} bytes of the node's disk, and they are not free")]
+    NoRoomForLimit {
+        /// Bytes of its filesystem.
+        needs: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The limit is beyond what there are numbers for.
+    #[error("the volume's sizeLimit is too large")]
+    LimitTooLarge(#[source] crate::ext4::TooLarge),
+    /// A writable layer in memory has no limit.
+    #[error(
+        "a volume in memory (medium: Memory) needs a limit: give it a sizeLimit, for this node has no default"
+    )]
+    UnlimitedMemory,
+    /// Its writable layer has a filesystem that is mounted where others see it.
+    #[error(
+        "the writable layer of volume {volume_id} is mounted in another mount namespace: mount the store's directory into the plugin's container with mountPropagation: Bidirectional"
+    )]
+    Unreachable {
+        /// Its id.
+        volume_id: String,
+    },
     /// The union that read-only volumes of this content share is not as it was made.
     #[error("what is mounted at {at}, which volumes share, is not their union", at = at.display())]
     Shared {
@@ -383,6 +410,12 @@ impl VolumeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             VolumeError::Store(error) => store_kind(error),
+            VolumeError::Limit(error) => limit_kind(error),
+            VolumeError::NoRoomForLimit { .. } => ErrorKind::ResourceExhausted,
+            VolumeError::LimitTooLarge(_) | VolumeError::UnlimitedMemory => {
+                ErrorKind::FailedPrecondition
+            }
+            VolumeError::Unreachable { .. } => ErrorKind::Unavailable,
             VolumeError::Source(error) => source_kind(error),
             VolumeError::Image { source, .. } => source.kind(),
             VolumeError::Pull { source, .. } => pull_kind(source),
@@ -443,6 +476,19 @@ impl VolumeError {
             | VolumeError::Residue { .. }
             | VolumeError::Usage { .. } => ErrorKind::Internal,
         }
+    }
+}
+
+/// As [`VolumeError::kind`], for making a writable layer's filesystem.
+fn limit_kind(error: &io::Error) -> ErrorKind {
+    match Errno::from_io_error(error) {
+        Some(Errno::NOMEM) => ErrorKind::ResourceExhausted,
+        // All loop devices were taken just before.
+        Some(Errno::BUSY) => ErrorKind::Aborted,
+        Some(Errno::IO | Errno::MFILE | Errno::NFILE) => ErrorKind::Internal,
+        // No permission, no device, no such filesystem, or a store's disk that
+        // cannot promise space.
+        _ => ErrorKind::FailedPrecondition,
     }
 }
 

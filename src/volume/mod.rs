@@ -18,6 +18,7 @@
 //! recover     records × mount table → what has to be put right (pure)
 //! purge       the end of everything on this node
 //! upkeep      doing that, at the start and from time to time
+//! limit       filesystems of their own for writable layers with a limit
 //! collect     what of the store goes when space is short, and what stays
 //! stats       how full a volume is
 //! ```
@@ -29,6 +30,7 @@ pub mod changes;
 pub mod check;
 mod collect;
 mod error;
+pub mod limit;
 mod listing;
 pub mod lock;
 pub mod pods;

@@ -1,12 +1,13 @@
 //! From a request to a mount; and, for a volume that was mounted before, to the
 //! same mount again.
 
+use super::limit::{Limit, writable_base};
 use super::pulls::Asker;
 use super::record::{self, RECORD_VERSION, RecordedImage, VolumeRecord, VolumeState};
 use super::shared;
 use super::unpublish::Target;
 use super::{
-    PublishRequest, Published, Standing, VolumeError, Volumes, canonical, lock::VolumeLock,
+    Medium, PublishRequest, Published, Standing, VolumeError, Volumes, canonical, lock::VolumeLock,
     make_dir,
 };
 use crate::layer::index::Attrs;
@@ -148,7 +149,7 @@ impl Volumes {
             .map_err(VolumeError::unclear(volume_id))?;
         let Some(mut record) = record else {
             // Whoever was killed before it wrote a record left no more than this.
-            self.remove_dir_tree(dir)
+            self.remove_volume_dir(dir)
                 .map_err(VolumeError::not_cleared(volume_id))?;
             return Ok(Before::Nothing);
         };
@@ -211,6 +212,8 @@ impl Volumes {
         progress: &dyn Progress,
     ) -> Result<Published, VolumeError> {
         let exists = self.check_target(&target, request.create_target)?;
+        let limit = Limit::of(request)?;
+        let base = writable_base(dir, limit.as_ref());
         // What is staged carries a lease, so that it is not collected before it is pinned.
         let held = self.store.lock_shared().map_err(VolumeError::Store)?;
         let label = self.label(request.label.as_deref());
@@ -223,9 +226,9 @@ impl Volumes {
                 .map(|id| self.store.branch_dir(id))
                 .collect(),
             writable: (!request.read_only).then(|| Writable {
-                upper: dir.join("upper"),
-                work: dir.join("work"),
-                memory: false,
+                upper: base.join("upper"),
+                work: base.join("work"),
+                memory: request.medium == Medium::Memory,
             }),
             target: target.clone(),
             staging: dir.join("staging"),
@@ -249,6 +252,7 @@ impl Volumes {
             read_only: request.read_only,
             mount_group: request.mount_group,
             attributes: request.attributes.clone(),
+            limit,
             plan,
             aufs_id: None,
             shared,
@@ -374,7 +378,10 @@ impl Volumes {
             root.mode |= 0o2070;
         }
         if let Some(writable) = &record.plan.writable {
-            make_dir(&dir.join("work"), 0o700)?;
+            if let Some(limit) = &record.limit {
+                self.make_filesystem(dir, limit)?;
+            }
+            make_dir(&writable.work, 0o700)?;
             make_dir(&writable.upper, 0o700)?;
             self.finish_root(record, &writable.upper, &root)?;
         }

@@ -1,6 +1,7 @@
 //! A volume's record: written before anything is mounted, and enough to undo
 //! the volume with no other help.
 
+use super::limit::Limit;
 use crate::chain::Chain;
 use crate::layer::store::{BranchId, Store, StoreError, read_json, write_json};
 use crate::union::MountPlan;
@@ -96,6 +97,10 @@ pub struct VolumeRecord {
     pub mount_group: Option<u32>,
     /// The attributes it was asked for with; the same again is the same volume.
     pub attributes: BTreeMap<String, String>,
+    /// What its writable layer is limited to, if it is: it is then in a
+    /// filesystem of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
     /// The mount as data.
     pub plan: MountPlan,
     /// Id of the union in `/sys/fs/aufs`, where it is one of AUFS: it may live

@@ -166,7 +166,7 @@ fn path_option<'a>(entry: &'a MountEntry, key: &str) -> Option<&'a Path> {
 }
 
 /// Mounts of ours that no record knows: a union on a writable layer of the store,
-/// anything at a staging path, and a union of AUFS where only the plugin makes
+/// anything at a staging path, a writable layer's own filesystem, and a union of AUFS where only the plugin makes
 /// one and kubelet knows nothing of it either.
 fn orphans(found: &[Found], table: &[MountEntry], node: &Node<'_>) -> Vec<Repair> {
     let is_recorded = |entry: &MountEntry| {
@@ -181,7 +181,8 @@ fn orphans(found: &[Found], table: &[MountEntry], node: &Node<'_>) -> Vec<Repair
         if is_recorded(entry) {
             return false;
         }
-        if volume_of(at) && at.file_name().is_some_and(|name| name == "staging") {
+        let is_named = |wanted| at.file_name().is_some_and(|name| name == wanted);
+        if volume_of(at) && (is_named("staging") || is_named("fs")) {
             return true;
         }
         match path_option(entry, "upperdir") {
@@ -194,9 +195,17 @@ fn orphans(found: &[Found], table: &[MountEntry], node: &Node<'_>) -> Vec<Repair
             }
         }
     };
-    table
-        .iter()
-        .filter(is_orphan)
+    // A writable layer's filesystem after the union that has it.
+    let (filesystems, unions): (Vec<_>, Vec<_>) =
+        table.iter().filter(is_orphan).partition(|entry| {
+            entry
+                .mount_point
+                .file_name()
+                .is_some_and(|name| name == "fs")
+        });
+    unions
+        .into_iter()
+        .chain(filesystems)
         .map(|entry| Repair::Unmount {
             at: entry.mount_point.clone(),
         })

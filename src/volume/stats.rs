@@ -1,5 +1,6 @@
 //! How full a volume is.
 
+use super::limit::Means;
 use super::{VolumeError, Volumes, canonical, record};
 use crate::layer::store::StoreError;
 use crate::layer::upper::{self, Holds};
@@ -23,7 +24,8 @@ const RECOUNT_FACTOR: u32 = 50;
 pub struct Amount {
     /// What the volume uses: its writable layer alone.
     pub used: u64,
-    /// What can still be used, by whoever shares the disk.
+    /// What can still be used: up to the volume's limit, or else by all who share
+    /// the disk.
     pub available: u64,
     /// All there is.
     pub total: u64,
@@ -83,6 +85,9 @@ impl Volumes {
         let Some(writable) = &record.plan.writable else {
             return Ok(Usage::default());
         };
+        if let Some(limit) = &record.limit {
+            return self.limited_usage(&dir, &record, limit);
+        }
         let failed = |source| VolumeError::Usage {
             volume_id: volume_id.to_owned(),
             source,
@@ -140,6 +145,13 @@ impl Volumes {
                 record::VolumeState::Mounted => holdings.mounted += 1,
                 record::VolumeState::Returning => holdings.returning += 1,
                 record::VolumeState::Leaving => holdings.leaving += 1,
+            }
+            match &record.limit {
+                Some(limit) if limit.means == Means::Memory => {
+                    holdings.limit_memory_bytes += limit.bytes;
+                }
+                Some(limit) => holdings.limit_disk_bytes += limit.bytes,
+                None => {}
             }
         }
         for branch in self.store.branches().map_err(VolumeError::Store)? {

@@ -25,6 +25,8 @@ struct Node {
     union: UnionRequest,
     read_only: bool,
     owner: Owner,
+    /// Where its writable layer is, if that has a limit.
+    limited: Option<Medium>,
 }
 
 impl Node {
@@ -55,6 +57,7 @@ impl Node {
             union,
             read_only,
             owner,
+            limited: None,
         };
         fs::create_dir_all(node.target().parent().unwrap()).unwrap();
         node.remember();
@@ -67,6 +70,27 @@ impl Node {
 
     fn overlay(owner: Owner) -> Self {
         Self::new(UnionRequest::Overlay, 2, false, owner)
+    }
+
+    fn limited(self, medium: Medium) -> Self {
+        Node {
+            limited: Some(medium),
+            ..self
+        }
+    }
+
+    /// Where the volume's writable layer is.
+    fn upper(&self) -> PathBuf {
+        match self.limited {
+            Some(_) => self.volume().join("fs/upper"),
+            None => self.volume().join("upper"),
+        }
+    }
+
+    /// What is mounted of a volume that is.
+    fn mounts(&self) -> Vec<PathBuf> {
+        let own = self.limited.map(|_| self.volume().join("fs"));
+        own.into_iter().chain([self.target()]).collect()
     }
 
     fn path(&self, inside: &str) -> PathBuf {
@@ -132,6 +156,8 @@ impl Node {
             read_only: self.read_only,
             union: self.union,
             owner: self.owner,
+            size_limit: self.limited.map(|_| 1 << 20),
+            medium: self.limited.unwrap_or_default(),
             ..PublishRequest::new("v", image.parse().unwrap(), self.target())
         }
     }
@@ -166,7 +192,8 @@ impl Node {
     /// Whether all that there is of the volume is there.
     fn keeps_all(&self) -> bool {
         self.volume().join("record.json").exists()
-            && (self.read_only || self.volume().join("upper").exists())
+            && (self.read_only || self.upper().exists())
+            && (self.limited != Some(Medium::Disk) || self.volume().join("image").exists())
     }
 
     /// What is mounted, but for unions that volumes share: whether one of these is

@@ -49,7 +49,7 @@ impl Volumes {
             if request.clear_target {
                 self.clear_target(&target)?;
             }
-            self.remove_dir_tree(dir)
+            self.remove_volume_dir(dir)
         }
     }
 
@@ -127,6 +127,8 @@ impl Volumes {
         } else {
             self.leave(dir, &mut record, false)?;
         }
+        // Whatever the boot: a process may have died that was about to mount it again.
+        self.unmount_filesystem(dir, patience)?;
         if target == Target::Own && (record.target_created || record.owner == Owner::Plugin) {
             remove_target(&record.target)?;
         }
@@ -139,10 +141,12 @@ impl Volumes {
         }
         // The writable layer first and the record last, so that a kill in
         // between leaves a record of what is still there.
-        for name in ["upper", "work", "staging"] {
+        for name in ["upper", "work", "staging", "fs", "image"] {
             self.remove_dir_tree(&dir.join(name))?;
         }
-        self.counted.forget(&dir.join("upper"));
+        if let Some(writable) = &record.plan.writable {
+            self.counted.forget(&writable.upper);
+        }
         // The end of its use; the image may be looked at as soon as the record is gone.
         for image in &record.images {
             if let Err(error) = self.store.touch(&image.manifest) {

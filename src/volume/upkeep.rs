@@ -216,7 +216,7 @@ impl Volumes {
     /// The volume ended before it was locked: the lock has made its file anew,
     /// and nobody else would remove that.
     fn is_gone(&self, dir: &Path, lock: VolumeLock) -> Result<Outcome, VolumeError> {
-        self.remove_dir_tree(dir)?;
+        self.remove_volume_dir(dir)?;
         lock.remove().map_err(VolumeError::Store)?;
         Ok(Outcome::Left)
     }

@@ -41,6 +41,11 @@ impl TestNode {
             "this test makes real mounts: run it as root"
         );
         let base = std::env::var_os("AUFS_CSI_TEST_DIR").map_or_else(fast_dir, PathBuf::from);
+        Self::in_dir(&base)
+    }
+
+    /// Where the store is to be on a certain filesystem.
+    pub fn in_dir(base: &Path) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("aufs-csi-test-")
             .rand_bytes(8)

@@ -2,14 +2,14 @@
 //! program is built for. Everything `unsafe` that is about the kernel is here.
 #![expect(
     unsafe_code,
-    reason = "statmount(2) and mmap(2) have no safe wrapper among the dependencies"
+    reason = "statmount(2), mmap(2) and the ioctls of loop devices have no safe wrapper among the dependencies"
 )]
 
 use std::arch::asm;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -19,12 +19,14 @@ use crate::host::{MountEntry, MountFlags};
 mod number {
     pub(super) const MMAP: usize = 9;
     pub(super) const MUNMAP: usize = 11;
+    pub(super) const IOCTL: usize = 16;
     pub(super) const STATMOUNT: usize = 457;
 }
 #[cfg(target_arch = "aarch64")]
 mod number {
     pub(super) const MMAP: usize = 222;
     pub(super) const MUNMAP: usize = 215;
+    pub(super) const IOCTL: usize = 29;
     pub(super) const STATMOUNT: usize = 457;
 }
 
@@ -245,4 +247,95 @@ pub(super) fn read_mapped(file: &File, length: usize) -> io::Result<Vec<u8>> {
     // the file, and lives until the copy is made. The two do not overlap.
     unsafe { std::ptr::copy_nonoverlapping(start, bytes.as_mut_ptr(), length) };
     Ok(bytes)
+}
+
+/// Bytes of `struct loop_info64` and `struct loop_config` of `linux/loop.h`.
+pub(super) const LOOP_INFO: usize = 232;
+pub(super) const LOOP_CONFIG: usize = 304;
+
+/// Requests of `linux/loop.h`.
+mod request {
+    pub(super) const SET_FD: usize = 0x4c00;
+    pub(super) const CLR_FD: usize = 0x4c01;
+    pub(super) const SET_STATUS64: usize = 0x4c04;
+    pub(super) const GET_STATUS64: usize = 0x4c05;
+    pub(super) const CONFIGURE: usize = 0x4c0a;
+    pub(super) const CTL_GET_FREE: usize = 0x4c82;
+}
+
+/// An ioctl whose argument is a number, or none.
+///
+/// # Safety
+/// The request must be one for which the kernel takes the argument for no address.
+unsafe fn ioctl_number(
+    fd: BorrowedFd<'_>,
+    request: usize,
+    argument: usize,
+) -> Result<usize, rustix::io::Errno> {
+    let fd = usize::try_from(fd.as_raw_fd()).map_err(|_| rustix::io::Errno::BADF)?;
+    // SAFETY: the caller answers for the argument.
+    unsafe { syscall(number::IOCTL, [fd, request, argument, 0, 0, 0]) }
+}
+
+/// An ioctl with a structure that the kernel reads or writes.
+///
+/// # Safety
+/// The structure of the request must not be larger than `argument`, and hold no
+/// addresses.
+unsafe fn ioctl_bytes(
+    fd: BorrowedFd<'_>,
+    request: usize,
+    argument: &mut [u8],
+) -> Result<usize, rustix::io::Errno> {
+    // SAFETY: the bytes are this function's alone, and enough of them.
+    unsafe { ioctl_number(fd, request, argument.as_mut_ptr().expose_provenance()) }
+}
+
+/// The number of a loop device that nobody uses; made if there is none.
+pub(super) fn loop_free(control: BorrowedFd<'_>) -> Result<usize, rustix::io::Errno> {
+    // SAFETY: the request has no argument. On a descriptor of anything else it
+    // is unknown, as are the following.
+    unsafe { ioctl_number(control, request::CTL_GET_FREE, 0) }
+}
+
+/// Gives a loop device its file and settings at once (Linux 5.8).
+pub(super) fn loop_configure(
+    device: BorrowedFd<'_>,
+    mut config: [u8; LOOP_CONFIG],
+) -> Result<(), rustix::io::Errno> {
+    // SAFETY: the size is that of the structure, which has no addresses.
+    unsafe { ioctl_bytes(device, request::CONFIGURE, &mut config) }.map(drop)
+}
+
+/// Gives a loop device its file.
+pub(super) fn loop_set_fd(
+    device: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+) -> Result<(), rustix::io::Errno> {
+    let file = usize::try_from(file.as_raw_fd()).map_err(|_| rustix::io::Errno::BADF)?;
+    // SAFETY: the argument is a descriptor.
+    unsafe { ioctl_number(device, request::SET_FD, file) }.map(drop)
+}
+
+/// Takes its file from a loop device.
+pub(super) fn loop_clear(device: BorrowedFd<'_>) -> Result<(), rustix::io::Errno> {
+    // SAFETY: the request has no argument.
+    unsafe { ioctl_number(device, request::CLR_FD, 0) }.map(drop)
+}
+
+/// Gives a loop device that has a file its settings.
+pub(super) fn loop_set_status(
+    device: BorrowedFd<'_>,
+    mut info: [u8; LOOP_INFO],
+) -> Result<(), rustix::io::Errno> {
+    // SAFETY: the size is that of the structure, which has no addresses.
+    unsafe { ioctl_bytes(device, request::SET_STATUS64, &mut info) }.map(drop)
+}
+
+/// The settings of a loop device.
+pub(super) fn loop_status(device: BorrowedFd<'_>) -> Result<[u8; LOOP_INFO], rustix::io::Errno> {
+    let mut info = [0; LOOP_INFO];
+    // SAFETY: the size is that of the structure, which is bytes in any case.
+    unsafe { ioctl_bytes(device, request::GET_STATUS64, &mut info) }?;
+    Ok(info)
 }

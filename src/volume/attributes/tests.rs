@@ -14,7 +14,7 @@ fn parse(pairs: &[(&str, &str)]) -> Result<Attributes, AttributeError> {
 }
 
 fn message(pairs: &[(&str, &str)], read_only: bool) -> String {
-    match Attributes::parse(&map(pairs), read_only).and_then(Attributes::supported) {
+    match Attributes::parse(&map(pairs), read_only) {
         Ok(attributes) => format!("accepted: {attributes:?}"),
         Err(error) => Chain(&error).to_string(),
     }
@@ -35,7 +35,6 @@ fn everything_has_a_default_but_the_image() {
             union: UnionRequest::Auto,
         }
     );
-    assert!(attributes.supported().is_ok());
 }
 
 #[test]
@@ -164,35 +163,6 @@ fn a_read_only_volume_has_no_writable_layer_to_describe() {
         );
     }
     assert!(Attributes::parse(&map(&[image, ("medium", "")]), true).is_ok());
-}
-
-#[test]
-fn what_is_not_built_yet_is_refused_and_not_ignored() {
-    let image = ("image", "oci:/images/app");
-    for (pairs, key) in [
-        (&[image, ("sizeLimit", "1Gi")][..], "sizeLimit"),
-        (&[image, ("medium", "Memory")], "medium"),
-    ] {
-        let error = parse(pairs).unwrap().supported().unwrap_err();
-        assert!(
-            matches!(error, AttributeError::NotYet { key: found, .. } if found == key),
-            "{pairs:?}: {error}"
-        );
-    }
-    for pairs in [
-        &[("images", "oci:/a")][..],
-        &[("images", "oci:/a,app:1\noci:/b")],
-        &[image, ("pullPolicy", "IfNotPresent")],
-        &[image, ("pullPolicy", "Never")],
-        &[image, ("pullAlways", "true")],
-        &[("image", "app"), ("pullPolicy", "Always")],
-        &[("image", "app:1"), ("pullPolicy", "IfNotPresent")],
-        &[image, ("subPath", "")],
-        &[image, ("subPath", "opt/tools")],
-        &[image, ("union", "aufs"), ("platform", "linux/arm64")],
-    ] {
-        assert!(parse(pairs).unwrap().supported().is_ok(), "{pairs:?}");
-    }
 }
 
 /// The same table is put to the policy of `manifests/admission`, in a real API

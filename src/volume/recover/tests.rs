@@ -206,6 +206,7 @@ fn found(backend: Backend, volume: &str, target: &str) -> Found {
             read_only: plan.read_only,
             mount_group: None,
             attributes: BTreeMap::new(),
+            limit: None,
             plan,
             aufs_id: None,
             boot: BOOT.to_owned(),
@@ -449,6 +450,16 @@ fn only_what_this_program_alone_can_have_mounted_is_an_orphan() {
             "a union of AUFS at such a path",
             true,
             entry("/s/volumes/lost/staging", "aufs", "/", "si=1"),
+        ),
+        (
+            "a writable layer's own filesystem that no record has",
+            true,
+            entry("/s/volumes/lost/fs", "ext4", "/", ""),
+        ),
+        (
+            "one that a record has",
+            false,
+            entry("/s/volumes/recorded/fs", "tmpfs", "/", ""),
         ),
         (
             "a volume's staging path: it is taken down or mounted with the volume",

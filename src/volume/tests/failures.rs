@@ -26,6 +26,8 @@ fn nodes(owner: Owner) -> Vec<(&'static str, Node)> {
             Node::new(UnionRequest::Overlay, 2, true, owner),
         ),
         ("bind", Node::new(UnionRequest::Overlay, 1, true, owner)),
+        ("aufs memory", Node::aufs(owner).limited(Medium::Memory)),
+        ("overlay disk", Node::overlay(owner).limited(Medium::Disk)),
     ]
 }
 
@@ -131,7 +133,7 @@ fn judge_publish(
 ) {
     match result {
         Ok(()) => {
-            let expected = [others(), vec![node.target()]].concat();
+            let expected = [others(), node.mounts()].concat();
             assert_eq!(node.mounted(host), expected, "{what}");
             assert_eq!(node.record().state, VolumeState::Mounted, "{what}");
         }
@@ -217,7 +219,7 @@ fn of_asking_for_a_volume_that_is_mounted() {
                 assert!(!is_final(&error), "{what}");
             }
             assert!(node.keeps_all(), "{what}");
-            let expected = [others(), vec![node.target()]].concat();
+            let expected = [others(), node.mounts()].concat();
             assert_eq!(node.mounted(host), expected, "{what}");
             assert!(node.publish(volumes).unwrap().existed, "{what}");
             take_away(node, volumes, host, what);
@@ -234,9 +236,12 @@ fn of_mounting_a_volume_again() {
         |node, volumes, host| {
             publish(node, volumes).unwrap();
             if !node.read_only {
-                fs::write(node.volume().join("upper/written"), "by the pod").unwrap();
+                fs::write(node.upper().join("written"), "by the pod").unwrap();
             }
             host.unmount(&node.target()).unwrap();
+            if node.limited == Some(Medium::Disk) {
+                host.unmount(&node.volume().join("fs")).unwrap();
+            }
         },
         publish,
         |node, volumes, host, result, what| {
@@ -246,11 +251,11 @@ fn of_mounting_a_volume_again() {
                 node.publish(volumes)
                     .unwrap_or_else(|error| panic!("{what}: {}", text(&error)));
             }
-            let expected = [others(), vec![node.target()]].concat();
+            let expected = [others(), node.mounts()].concat();
             assert_eq!(node.mounted(host), expected, "{what}");
             assert!(node.keeps_all(), "{what}");
             if !node.read_only {
-                let written = fs::read(node.volume().join("upper/written"));
+                let written = fs::read(node.upper().join("written"));
                 assert_eq!(written.unwrap(), b"by the pod", "{what}");
             }
             take_away(node, volumes, host, what);
