@@ -80,6 +80,10 @@ sanity: release ## The CSI project's own tests against the released program (mou
 	e2e/sanity/run.sh build
 	$(AS_ROOT) e2e/sanity/run.sh test $(STATIC)
 
+.PHONY: admission
+admission: ## The policy of manifests/admission on a real API server
+	e2e/admission/run.sh
+
 .PHONY: chart
 chart: release ## The chart: lint, tests of what it renders, alerts, dashboard, manifests (as root)
 	scripts/setup.sh chart

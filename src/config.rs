@@ -4,6 +4,7 @@
 mod collect;
 mod credentials;
 mod node;
+pub mod policy;
 mod pull;
 mod purge;
 
@@ -18,6 +19,7 @@ use crate::stage::StageOptions;
 use crate::telemetry::{LogFormat, LogLevel, LogLevelError};
 use crate::volume::{CollectSettings, PullOptions, VolumeOptions};
 use clap::builder::BoolishValueParser;
+use policy::PolicyFault;
 use std::path::{Component, PathBuf};
 
 /// Where a node keeps its store.
@@ -94,6 +96,14 @@ pub enum ConfigFault {
         image: String,
         /// What is wrong with it.
         source: crate::image::reference::ReferenceError,
+    },
+    /// The policy file is wrong.
+    #[error("the policy file {file}", file = file.display())]
+    Policy {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: PolicyFault,
     },
     /// There is no name in the credentials; they are not shown.
     #[error("--creds has no name before the colon; write USER[:PASSWORD]")]
@@ -295,6 +305,20 @@ impl StoreArgs {
     }
 }
 
+/// An `SELinux` context; an empty one is none.
+pub(crate) fn label(text: Option<String>, faults: &mut Vec<ConfigFault>) -> Option<String> {
+    let text = text.filter(|text| !text.is_empty())?;
+    if !crate::union::is_label(&text) {
+        faults.push(ConfigFault::Value {
+            option: "--selinux-context",
+            value: text,
+            expected: "an SELinux context such as system_u:object_r:container_file_t:s0",
+        });
+        return None;
+    }
+    Some(text)
+}
+
 /// An absolute path in its shortest form, so that others compare with it.
 fn directory(
     option: &'static str,
@@ -367,6 +391,8 @@ mod tests {
             no_registration: false,
             http_address: "localhost:http".to_owned(),
             no_events: false,
+            policy: None,
+            selinux_context: Some("a b".to_owned()),
             kubeconfig: Some(PathBuf::from("kubeconfig")),
             startup_taint: None,
             prefetch: Vec::new(),
@@ -391,6 +417,7 @@ mod tests {
                 "--node-id is missing; give the node's name, spec.nodeName of the plugin's pod",
                 "--allow-local-images \"images\" is not an absolute path without ..",
                 "--union is \"btrfs\"; it must be auto, aufs or overlay",
+                "--selinux-context is \"a b\"; it must be an SELinux context such as system_u:object_r:container_file_t:s0",
                 "--registration-dir \"/plugins/../registry\" is not an absolute path without ..",
                 "--http-address is \"localhost:http\"; it must be an IP address and a port, such as 127.0.0.1:9809 or [::]:9809, or empty",
                 "--kubeconfig \"kubeconfig\" is not an absolute path without ..",

@@ -159,6 +159,11 @@ const RULES: &[Rule] = &[
         allowed: &[],
     },
     Rule {
+        part: "csi/policy",
+        forbidden: PURE,
+        allowed: &["std::path"],
+    },
+    Rule {
         part: "probes",
         forbidden: &[
             "rustix",

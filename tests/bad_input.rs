@@ -588,7 +588,6 @@ fn open(
     root: &Path,
     node: &TestNode,
     rootless: bool,
-    max_branches: None,
     limits: Limits,
 ) -> Result<Volumes, VolumeError> {
     // Made by the node, on a tmpfs, and removed with it.
@@ -598,6 +597,7 @@ fn open(
             root: root.to_owned(),
             run_dir: Path::new("/dev/shm").join(format!("{name}-run")),
             rootless,
+            max_branches: None,
             stage: StageOptions {
                 limits,
                 ..StageOptions::default()

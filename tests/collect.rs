@@ -245,7 +245,7 @@ fn what_is_prefetched_stays_while_it_is_listed() {
     let other = open(at_once(node.volumes_options()));
     let name = source.to_string();
     let image = &other.images().unwrap()[0];
-    assert_eq!(image.names, [name.clone()]);
+    assert_eq!(image.names, std::slice::from_ref(&name));
     other.collect(Aim::All, true).unwrap();
     assert_eq!(
         verdict(&other, Aim::All, &image.manifest),

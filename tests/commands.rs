@@ -460,3 +460,104 @@ fn a_purge_that_was_cut_short_is_finished_by_the_next() {
         assert!(!place.path("store").exists(), "{gone:?}");
     }
 }
+
+#[test]
+fn gc_says_of_everything_what_becomes_of_it_and_why() {
+    let place = Place::new();
+    place.image(&place.path("used"), "used");
+    place.image(&place.path("unused"), "unused");
+    let target = place.target("target");
+    let target = target.to_str().unwrap();
+    place.good(&["stage", "oci:unused:latest"]);
+    place.good(&["mount", "oci:used:latest", target]);
+    let gc = |more: &[&str]| place.good(&[&["gc"], more].concat());
+    let lines = |text: &str, begin: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| line.starts_with(begin));
+        lines.map(str::to_owned).collect()
+    };
+    // A moment ago it was staged.
+    let text = gc(&["--all", "--dry-run"]);
+    let kept = lines(&text, "keep").join("\n");
+    for words in ["used a moment ago", "needed: volume", "unused:latest"] {
+        assert!(kept.contains(words), "{words}: {text}");
+    }
+    assert!(text.contains("would remove 0 of 2"), "{text}");
+    // Nor is it removed where there is space.
+    let text = gc(&["--gc-min-age", "0s", "--gc-high", "100", "--gc-low", "100"]);
+    assert!(text.contains("there is space"), "{text}");
+    assert!(text.contains("removed 0 of 2"), "{text}");
+    let all = ["--all", "--gc-min-age", "0s"];
+    let text = gc(&[&all[..], &["--dry-run"]].concat());
+    let [line] = &lines(&text, "remove")[..] else {
+        panic!("{text}");
+    };
+    assert!(line.contains("unused:latest"), "{text}");
+    assert!(line.contains("nobody needs it"), "{text}");
+    let images = |at_least: usize| {
+        let images: serde_json::Value =
+            serde_json::from_str(&place.good(&["images", "--output", "json"])).unwrap();
+        assert_eq!(images.as_array().unwrap().len(), at_least, "{images}");
+        images
+    };
+    images(2);
+    let json = gc(&[&all[..], &["--output", "json"]].concat());
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["removed"], 1, "{json}");
+    let decisions = json["decisions"].as_array().unwrap();
+    let verdict_of = |end: &str| {
+        let is = |it: &&serde_json::Value| it["names"][0].as_str().unwrap().ends_with(end);
+        decisions.iter().find(is).unwrap()["verdict"].clone()
+    };
+    assert_eq!(verdict_of("/unused:latest"), "asked");
+    let needed = verdict_of("/used:latest")["needed"][0].clone();
+    assert!(needed.as_str().unwrap().starts_with("volume "), "{json}");
+    assert!(images(1)[0]["used"].as_u64().unwrap() > 0);
+    place.good(&["unmount", target]);
+    gc(&all);
+    images(0);
+    for (arguments, words) in [
+        (&["--gc-low", "90"][..], "--gc-low"),
+        (&["--gc-high", "0"], "--gc-high"),
+        (&["--max-store-size", "much"], "--max-store-size"),
+    ] {
+        let (code, text) = place.code(&[&["gc"], arguments].concat());
+        assert_eq!(code, 64, "{text}");
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn all_faults_of_a_policy_file_are_told_at_once() {
+    let place = Place::new();
+    let file = place.path("policy.yaml");
+    fs::write(
+        &file,
+        "maxImages: 0\nreadOnlyOnly: maybe\nallowedMedium: [Disk]\n",
+    )
+    .unwrap();
+    let named = file.to_str().unwrap();
+    for arguments in [
+        &["check", "--policy", named][..],
+        &["node", "--node-id", "a", "--policy", named],
+    ] {
+        let (code, text) = place.code(arguments);
+        assert_eq!(code, 64, "{text}");
+        for fault in [
+            "maxImages is 0",
+            "readOnlyOnly is \"maybe\"",
+            "did you mean allowedMedia?",
+        ] {
+            assert!(text.contains(fault), "{arguments:?}: {fault}: {text}");
+        }
+        assert!(
+            text.lines().all(|line| line.contains("policy.yaml")),
+            "{text}"
+        );
+    }
+    let (code, text) = place.code(&["check", "--policy", "/nowhere/policy.yaml"]);
+    assert_eq!(code, 64, "{text}");
+    assert!(text.contains("cannot be read"), "{text}");
+    fs::write(&file, "maxImages: 3\n").unwrap();
+    let (code, text) = place.code(&["check", "--policy", named]);
+    assert_eq!(code, 0, "{text}");
+}

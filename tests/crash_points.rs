@@ -20,7 +20,7 @@ use aufs_csi::image::reference::Source;
 use aufs_csi::layer::steps;
 use aufs_csi::union::unmount;
 use aufs_csi::volume::record::VolumeState;
-use aufs_csi::volume::{Owner, PublishRequest, Published, UnpublishRequest, Volumes};
+use aufs_csi::volume::{ImageRequest, Owner, PublishRequest, Published, UnpublishRequest, Volumes};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use support::entry::{Layer, dir, file, hardlink, opaque, symlink, whiteout};
-use support::model::flatten;
+use support::images::merged;
 use support::node::{TestNode, chain, union};
 use support::tree::{Compared, Tree, assert_same, read};
 
@@ -142,7 +142,11 @@ fn dies() {
     let volumes = Volumes::open(TestNode::options(node), Arc::new(Mortal { last })).unwrap();
     let result = match work {
         "publish" => {
-            let request = publish_request(node, &source.parse().unwrap(), read_only == "true");
+            let sources: Vec<Source> = source
+                .split(',')
+                .map(|source| source.parse().unwrap())
+                .collect();
+            let request = publish_request(node, &sources, read_only == "true");
             volumes.publish(&request, &()).map(drop)
         }
         _ => volumes.unpublish(&unpublish_request(node)),
@@ -162,14 +166,20 @@ fn target(node: &Path) -> PathBuf {
     kubelet(node).join("pods/0-1-2/volumes/kubernetes.io~csi/data/mount")
 }
 
-fn publish_request(node: &Path, source: &Source, read_only: bool) -> PublishRequest {
+fn publish_request(node: &Path, sources: &[Source], read_only: bool) -> PublishRequest {
+    let images = sources.iter().cloned().map(ImageRequest::unconfined);
     PublishRequest {
         read_only,
         union: union(),
-        attributes: [("image".to_owned(), source.to_string())].into(),
+        attributes: [("images".to_owned(), joined(sources))].into(),
         owner: Owner::Plugin,
-        ..PublishRequest::new(VOLUME, source.clone(), target(node))
+        ..PublishRequest::of_images(VOLUME, images.collect(), target(node))
     }
+}
+
+fn joined(sources: &[Source]) -> String {
+    let names: Vec<String> = sources.iter().map(ToString::to_string).collect();
+    names.join(",")
 }
 
 fn unpublish_request(node: &Path) -> UnpublishRequest {
@@ -219,8 +229,9 @@ fn at_work() -> RwLockReadGuard<'static, ()> {
 /// A node and one volume of it.
 struct Scene {
     node: TestNode,
-    source: Source,
-    /// What the image is.
+    /// Uppermost first.
+    sources: Vec<Source>,
+    /// What the images are.
     image: Tree,
     read_only: bool,
     work: Work,
@@ -259,12 +270,20 @@ fn names(dir: &Path) -> BTreeSet<String> {
 
 impl Scene {
     fn new(layers: &[Layer], read_only: bool, work: Work) -> Self {
+        Self::of_images(&[layers.to_vec()], read_only, work)
+    }
+
+    fn of_images(images: &[Vec<Layer>], read_only: bool, work: Work) -> Self {
         let node = TestNode::new();
         // Kept for the processes that follow: a self-test takes a second.
         node.volumes.probe().unwrap();
         Scene {
-            source: node.image("image", layers),
-            image: flatten(layers).unwrap(),
+            sources: images
+                .iter()
+                .enumerate()
+                .map(|(number, layers)| node.image(&format!("image-{number}"), layers))
+                .collect(),
+            image: merged(images),
             node,
             read_only,
             work,
@@ -286,7 +305,7 @@ impl Scene {
     }
 
     fn publish(&self, volumes: &Volumes, what: &str) -> Published {
-        let request = publish_request(self.node.path(), &self.source, self.read_only);
+        let request = publish_request(self.node.path(), &self.sources, self.read_only);
         volumes
             .publish(&request, &())
             .unwrap_or_else(|error| panic!("{what}: publish: {}", chain(&error)))
@@ -303,6 +322,8 @@ impl Scene {
         table
             .map(|entry| entry.mount_point)
             .filter(|at| at.starts_with(self.node.path()))
+            // Whether one of these is left is seen by its directory.
+            .filter(|at| !at.starts_with(self.store().join("shared")))
             .collect()
     }
 
@@ -367,7 +388,7 @@ impl Scene {
     fn die(&self, last: usize) -> Option<String> {
         let orders = [
             self.node.path().to_str().unwrap(),
-            &self.source.to_string(),
+            &joined(&self.sources),
             match self.work {
                 Work::Unpublish => "unpublish",
                 Work::Publish | Work::MountAgain | Work::AfterReboot => "publish",
@@ -405,6 +426,7 @@ impl Scene {
             store.join("volumes"),
             store.join("ingest"),
             store.join("probe"),
+            store.join("shared"),
             run.join("xino"),
             run.join("probe"),
         ] {
@@ -423,7 +445,15 @@ impl Scene {
             "{what}: {images:?}"
         );
         let whole = ["diff", "images", "ingest", "layers", "volumes"];
-        let known = ["probe", "store.commit.lock", "store.json", "store.lock"];
+        let known = [
+            "probe",
+            "shared",
+            "store.collect.lock",
+            "store.commit.lock",
+            "store.json",
+            "store.lease.lock",
+            "store.lock",
+        ];
         let all: BTreeSet<String> = whole.iter().chain(&known).map(|&s| s.into()).collect();
         let found = names(&store);
         assert!(found.is_subset(&all), "{what}: {found:?}");
@@ -573,6 +603,19 @@ fn while_it_publishes_a_single_layer() {
     Scene::new(&single(), true, Work::Publish).kill_at_every_point(40);
 }
 
+/// With a correction of every kind on top.
+#[test]
+fn while_it_publishes_several_images() {
+    let lower = vec![vec![
+        dir("a").mode(0o700),
+        file("a/0", b"lower"),
+        dir("b"),
+        file("b/0", b"lower"),
+        file("s", b"lower"),
+    ]];
+    Scene::of_images(&[stack(), lower], false, Work::Publish).kill_at_every_point(60);
+}
+
 #[test]
 fn while_it_mounts_a_volume_again() {
     Scene::new(&stack(), false, Work::MountAgain).kill_at_every_point(10);
@@ -586,6 +629,21 @@ fn while_it_mounts_a_volume_again_after_a_reboot() {
 #[test]
 fn while_it_mounts_a_single_layer_again() {
     Scene::new(&single(), true, Work::MountAgain).kill_at_every_point(10);
+}
+
+#[test]
+fn while_it_mounts_a_read_only_volume_again() {
+    Scene::new(&stack(), true, Work::MountAgain).kill_at_every_point(10);
+}
+
+#[test]
+fn while_it_mounts_a_read_only_volume_again_after_a_reboot() {
+    Scene::new(&stack(), true, Work::AfterReboot).kill_at_every_point(10);
+}
+
+#[test]
+fn while_it_unpublishes_a_read_only_volume() {
+    Scene::new(&stack(), true, Work::Unpublish).kill_at_every_point(20);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use aufs_csi::image::reference::Source;
 use aufs_csi::layer::collect::{Aim, Marks};
 use aufs_csi::layer::steps;
 use aufs_csi::pull::PullPolicy;
-use aufs_csi::volume::{CollectSettings, VolumeOptions, Volumes};
+use aufs_csi::volume::{CollectSettings, ImageRequest, PublishRequest, VolumeOptions, Volumes};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use support::entry::{Layer, dir, file, whiteout};
-use support::model::flatten;
+use support::model::{flatten, merge};
 use support::node::{TestNode, chain, union};
 use support::tree::{Compared, assert_same, read};
 
@@ -272,12 +272,14 @@ impl Scene {
                     volume.volume_id
                 );
             }
-            let layers = match volume.image == self.a.to_string() {
-                true => layers_a(),
-                false => layers_b(),
+            let tree = |layers: Vec<Layer>| flatten(&layers).unwrap();
+            let expected = match volume.volume_id.as_str() {
+                "a" => tree(layers_a()),
+                "b" => tree(layers_b()),
+                _ => merge(&[tree(layers_a()), tree(layers_b())]),
             };
             let found = read(&volume.target).unwrap();
-            assert_same(what, &flatten(&layers).unwrap(), &found, Compared::ALL);
+            assert_same(what, &expected, &found, Compared::ALL);
         }
         for image in volumes.images().unwrap() {
             assert!(!image.names.is_empty(), "{what}: an image without a name");
@@ -317,34 +319,31 @@ fn stage_a(options: &VolumeOptions, a: &Source, _: &Source) {
     }
 }
 
-fn publish(options: &VolumeOptions, id: &str, source: &Source, read_only: bool) {
+fn publish(options: &VolumeOptions, id: &str, sources: &[&Source], read_only: bool) {
     let volumes = open(options.clone());
     let base = options.root.parent().unwrap();
-    let request = aufs_csi::volume::PublishRequest {
-        volume_id: id.to_owned(),
-        source: source.clone(),
-        source_root: None,
-        pull: Default::default(),
-        platform: None,
-        target: base.join(format!("target-{id}")),
-        create_target: true,
+    let images = sources.iter().map(|source| (*source).clone());
+    let images = images.map(ImageRequest::unconfined).collect();
+    let request = PublishRequest {
         read_only,
         union: union(),
-        mount_group: None,
-        attributes: Default::default(),
-        owner: aufs_csi::volume::Owner::Command,
-        pod: None,
+        ..PublishRequest::of_images(id, images, base.join(format!("target-{id}")))
     };
     let published = volumes.publish(&request, &());
     published.unwrap_or_else(|error| panic!("publish: {}", chain(&error)));
 }
 
 fn publish_a(options: &VolumeOptions, a: &Source, _: &Source) {
-    publish(options, "a", a, false);
+    publish(options, "a", &[a], false);
 }
 
 fn publish_b_read_only(options: &VolumeOptions, _: &Source, b: &Source) {
-    publish(options, "b", b, true);
+    publish(options, "b", &[b], true);
+}
+
+/// What it takes beside their layers is made for both.
+fn publish_both(options: &VolumeOptions, a: &Source, b: &Source) {
+    publish(options, "ab", &[a, b], false);
 }
 
 /// Runs both in every order; `stride` leaves out steps of the first.
@@ -414,6 +413,12 @@ fn collection_while_an_image_is_staged_that_shares_a_layer() {
 #[test]
 fn a_publish_while_another_collects() {
     in_every_order(|scene| vec![&scene.b], publish_b_read_only, collect, 1, 100);
+}
+
+#[test]
+fn collection_while_a_volume_of_two_images_is_published() {
+    let first: fn(&Scene) -> Vec<&Source> = |scene| vec![&scene.a, &scene.b];
+    in_every_order(first, collect, publish_both, 3, 100);
 }
 
 #[test]

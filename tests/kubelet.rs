@@ -9,6 +9,7 @@
 //! registration  how the plugin becomes known, and ends
 //! pods          what pods get
 //! refused       what they do not get
+//! rules         what the operator allows, and changes
 //! restarts      kubelet, plugin and node begin anew
 //! interrupted   calls that nobody waits for to the end
 //! forgotten     what kubelet will never ask for again
@@ -46,6 +47,8 @@ mod refused;
 mod registration;
 #[path = "kubelet/restarts.rs"]
 mod restarts;
+#[path = "kubelet/rules.rs"]
+mod rules;
 mod support;
 #[path = "kubelet/waiting.rs"]
 mod waiting;

@@ -9,8 +9,10 @@
 
 #[path = "socket/fake.rs"]
 mod fake;
+#[path = "socket/rules.rs"]
+mod rules;
 
-use aufs_csi::csi::request::Policy;
+use aufs_csi::csi::policy::{LivePolicy, Policy, Rules};
 use aufs_csi::csi::server::{self, Observers, ServeError, Settings, Socket, SocketError};
 use aufs_csi::csi::v1;
 use aufs_csi::csi::v1::identity_client::IdentityClient;
@@ -37,6 +39,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a call waits where a test wants it to give up.
 const SHORT: Duration = Duration::from_millis(300);
 
+/// What the operator of the node allows.
+fn policy() -> Policy {
+    Policy {
+        kubelet_root: PathBuf::from("/var/lib/kubelet"),
+        local_images: vec![PathBuf::from("/images")],
+        union: UnionRequest::Auto,
+        rules: Rules::default(),
+    }
+}
+
 /// A server on a socket in a directory of its own.
 struct Server {
     dir: tempfile::TempDir,
@@ -56,11 +68,7 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let mut settings = Settings {
             node_id: "node-a".to_owned(),
-            policy: Policy {
-                kubelet_root: PathBuf::from("/var/lib/kubelet"),
-                local_images: vec![PathBuf::from("/images")],
-                union: UnionRequest::Auto,
-            },
+            policy: LivePolicy::from(policy()),
             registration: None,
             topology: vec!["aufs-csi.dev/overlay".to_owned()],
             reply_within: PATIENCE,
@@ -353,8 +361,8 @@ async fn a_wrong_request_is_refused_before_anything_is_done() {
         ("cannot be used with this version: ", |r| {
             set(r, "sizeLimit", "1Gi")
         }),
-        ("cannot be used with this version: ", |r| {
-            set(r, "subPath", "opt")
+        ("volume attribute subPath is \"../opt\"", |r| {
+            set(r, "subPath", "../opt")
         }),
         ("cannot be used with this version: ", |r| {
             set(r, "medium", "Memory")
@@ -403,7 +411,11 @@ async fn a_wrong_request_is_refused_before_anything_is_done() {
 
 #[tokio::test]
 async fn what_the_operator_does_not_allow_is_refused() {
-    let server = Server::with(|settings| settings.policy.union = UnionRequest::Overlay).await;
+    let only = Policy {
+        union: UnionRequest::Overlay,
+        ..policy()
+    };
+    let server = Server::with(|settings| settings.policy = only.into()).await;
     let with = |key: &str, value: &str| {
         let mut request = publish_request("v");
         set(&mut request, key, value);

@@ -21,7 +21,7 @@ cd "$(dirname "$0")/../.."
 
 readonly TARGET=x86_64-unknown-linux-gnu
 readonly CARGO=$PWD/target/aufs-vm WORK=$PWD/target/aufs-vm/machine
-TESTS=(meaning several unions aufs power)
+TESTS=(meaning several unions aufs collect sub_path shared live power)
 readonly BENCHES=(density using)
 : "${PROPTEST_CASES:=100}" "${POWER_CUTS:=3}" "${AUFS_VM_ACCEL:=tcg}" "${AUFS_VM_MINUTES:=30}"
 : "${AUFS_VM_FILTER:=}"
@@ -186,6 +186,10 @@ suite "meaning, ext4" meaning --nocapture $AUFS_VM_FILTER
 suite "several, ext4" several $AUFS_VM_FILTER
 suite "unions, ext4" unions $AUFS_VM_FILTER
 suite "aufs, ext4" aufs $AUFS_VM_FILTER
+suite "collect, ext4" collect a_mount_that_nothing_records what_a_volume_needs
+suite "directories inside, ext4" sub_path $AUFS_VM_FILTER
+suite "shared unions, ext4" shared $AUFS_VM_FILTER
+suite "live volumes, ext4" live $AUFS_VM_FILTER
 export AUFS_CSI_TEST_DIR=/memory
 # A tmpfs has no user attributes before Linux 6.6, and an overlay made in a user
 # namespace needs them.

@@ -3,10 +3,13 @@
 use super::CliError;
 use super::output::{self, Output, OutputArgs};
 use super::stage::Union;
+use crate::config::ConfigFault;
+use crate::config::policy::PolicyFile;
 use crate::volume::Volumes;
 use crate::volume::check::{CheckReport, Verdict};
 use clap::builder::BoolishValueParser;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 /// Say whether volumes can be published on this node, and how
 ///
@@ -32,8 +35,31 @@ pub(super) struct Args {
         value_parser = BoolishValueParser::new()
     )]
     report_only: bool,
+    /// Check this policy file too, as node --policy would read it: all its faults
+    /// are told at once, with exit code 64 and before anything else is done.
+    #[arg(
+        long,
+        env = "AUFS_CSI_POLICY",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub(super) policy: Option<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+impl Args {
+    /// Notes the faults of the policy file, if there is one.
+    pub(super) fn check_policy(&self, faults: &mut Vec<ConfigFault>) {
+        let Some(file) = &self.policy else {
+            return;
+        };
+        let found = PolicyFile::read(file).err().into_iter().flatten();
+        faults.extend(found.map(|source| ConfigFault::Policy {
+            file: file.clone(),
+            source,
+        }));
+    }
 }
 
 pub(super) fn run(opened: Result<Volumes, CliError>, args: &Args) -> Result<(), CliError> {

@@ -15,9 +15,19 @@ use std::io::{self, Write};
 /// as \xNN.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Id or target of the volume.
+    /// Id or target of the volume, or its pod as NAMESPACE/POD. The pod may be
+    /// running: a file that it replaces by a rename is the old or the new one; what
+    /// it writes in place just now may be half of each.
     #[arg(value_name = "VOLUME")]
     volume: String,
+    /// Name of the volume in its pod, where that has several.
+    #[arg(
+        long = "volume",
+        env = "AUFS_CSI_VOLUME",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
+    name: Option<String>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -39,7 +49,7 @@ impl From<&Change> for Line {
 }
 
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
-    let volume = super::named(volumes, &args.volume)?;
+    let volume = super::named(volumes, &args.volume, args.name.as_deref())?;
     let changes = volumes
         .diff(&volume)
         .map_err(CliError::volume("compare", &volume))?;

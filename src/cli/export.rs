@@ -18,9 +18,19 @@ const FILE_MODE: u32 = 0o600;
 /// was deleted; other tools can put it on top of the volume's image.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Id or target of the volume.
+    /// Id or target of the volume, or its pod as NAMESPACE/POD. The pod may be
+    /// running: a file that it replaces by a rename is the old or the new one; what
+    /// it writes in place just now may be half of each.
     #[arg(value_name = "VOLUME")]
     volume: String,
+    /// Name of the volume in its pod, where that has several.
+    #[arg(
+        long = "volume",
+        env = "AUFS_CSI_VOLUME",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
+    name: Option<String>,
     /// File to write, complete or not at all. [default: standard output]
     #[arg(
         long,
@@ -33,7 +43,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
-    let volume = super::named(volumes, &args.volume)?;
+    let volume = super::named(volumes, &args.volume, args.name.as_deref())?;
     let failed = CliError::volume("export", &volume);
     match &args.file {
         Some(path) => to_file(path, |out| volumes.export(&volume, out).map_err(failed)),

@@ -28,11 +28,12 @@ use crate::image::platform::PlatformError;
 use crate::image::reference::ReferenceError;
 use crate::probes::BindError;
 use crate::telemetry;
+use crate::volume::attributes::AttributeError;
 use crate::volume::{PullOptions, VolumeError, VolumeOptions, Volumes};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -90,6 +91,9 @@ pub enum CliError {
     /// The platform cannot be read.
     #[error("cannot read --platform")]
     Platform(#[source] PlatformError),
+    /// The directory inside an image cannot be read.
+    #[error("cannot read --sub-path")]
+    SubPath(#[source] AttributeError),
     /// The target of a mount is missing or cannot be reached.
     #[error("cannot use the target {}", path.display())]
     Target {
@@ -163,6 +167,7 @@ impl CliError {
             CliError::Configuration(_)
             | CliError::Image(_)
             | CliError::Platform(_)
+            | CliError::SubPath(_)
             | CliError::TargetName { .. }
             | CliError::Terminal => exit::USAGE,
             CliError::Target { source, .. } => match source.kind() {
@@ -240,7 +245,13 @@ impl Cli {
                     _ => Err(CliError::Configuration(faults)),
                 }
             }
-            Command::Check(args) => check::run(opened(common, faults), &args),
+            Command::Check(args) => {
+                args.check_policy(&mut faults);
+                if !faults.is_empty() {
+                    return Err(CliError::Configuration(faults));
+                }
+                check::run(opened(common, faults), &args)
+            }
             Command::Stage(args) => {
                 let pull = args
                     .registries
@@ -249,11 +260,12 @@ impl Cli {
                 stage::run(&pulling(common, pull, faults)?, &args)
             }
             Command::Mount(args) => {
+                let label = config::label(args.selinux_context.clone(), &mut faults);
                 let pull = args
                     .registries
                     .clone()
                     .options(&config::environment, &mut faults);
-                mount::run(&pulling(common, pull, faults)?, &args)
+                mount::run(&pulling(common, pull, faults)?, &args, label)
             }
             Command::Unmount(args) => unmount::run(&opened(common, faults)?, &args),
             Command::Images(args) => images::run(&opened(common, faults)?, &args),
@@ -292,7 +304,7 @@ fn pulling(
     faults: Vec<ConfigFault>,
 ) -> Result<Volumes, CliError> {
     match (common, pull) {
-        (Some(mut common), Some(pull)) => {
+        (Some(mut common), Some(pull)) if faults.is_empty() => {
             common.store.pull = pull;
             open(common)
         }
@@ -300,19 +312,11 @@ fn pulling(
     }
 }
 
-/// A volume by its id or, if none has that id, by the directory where it is, which
-/// may be written as a person writes it.
-fn named(volumes: &Volumes, text: &str) -> Result<String, CliError> {
-    let list = volumes
-        .list()
-        .map_err(CliError::volume("list", "volumes"))?;
-    if list.iter().any(|volume| volume.volume_id == text) {
-        return Ok(text.to_owned());
-    }
-    // What is no directory is left for the error to name.
-    let directory = Path::new(text).canonicalize().ok();
-    let name = directory.as_deref().and_then(Path::to_str);
-    Ok(name.unwrap_or(text).to_owned())
+/// The id of the volume that a person means: see [`Volumes::meant`].
+fn named(volumes: &Volumes, text: &str, name: Option<&str>) -> Result<String, CliError> {
+    volumes
+        .meant(text, name)
+        .map_err(CliError::volume("find", text))
 }
 
 /// Starts the logs and opens the store.

@@ -4,7 +4,7 @@ use super::CliError;
 use super::progress::Shown;
 use super::stage::{Choice, Pull, Registries, source};
 use crate::image::reference::Source;
-use crate::volume::{ImageRequest, PublishRequest, PullChoice, Volumes};
+use crate::volume::{ImageRequest, PublishRequest, PullChoice, Volumes, attributes};
 use clap::builder::BoolishValueParser;
 use std::collections::BTreeMap;
 use std::io;
@@ -31,6 +31,15 @@ pub(super) struct Args {
         value_parser = BoolishValueParser::new()
     )]
     read_only: bool,
+    /// Show a directory inside the image, links resolved inside it, instead of the
+    /// whole image.
+    #[arg(
+        long,
+        env = "AUFS_CSI_SUB_PATH",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
+    sub_path: Option<String>,
     /// Id of the volume, by which `diff` and `export` find it too.
     /// [default: the target's path]
     #[arg(
@@ -44,13 +53,22 @@ pub(super) struct Args {
     /// [default: always for a tag latest or none, else missing]
     #[arg(long, env = "AUFS_CSI_PULL", hide_env_values = true, value_enum)]
     pull: Option<Pull>,
+    /// SELinux context that all files of the volume get, where the kernel has
+    /// SELinux.
+    #[arg(
+        long,
+        env = "AUFS_CSI_SELINUX_CONTEXT",
+        hide_env_values = true,
+        value_name = "CONTEXT"
+    )]
+    pub(super) selinux_context: Option<String>,
     #[command(flatten)]
     choice: Choice,
     #[command(flatten)]
     pub(super) registries: Registries,
 }
 
-pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
+pub(super) fn run(volumes: &Volumes, args: &Args, label: Option<String>) -> Result<(), CliError> {
     let sources: Vec<Source> = args
         .images
         .iter()
@@ -70,8 +88,17 @@ pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
     if let Some(platform) = &platform {
         attributes.insert("platform".to_owned(), platform.to_string());
     }
+    let sub_path = match &args.sub_path {
+        Some(path) => attributes::sub_path(path).map_err(CliError::SubPath)?,
+        None => None,
+    };
+    if let Some(path) = sub_path.as_deref().and_then(Path::to_str) {
+        attributes.insert("subPath".to_owned(), path.to_owned());
+    }
     let images = sources.into_iter().map(ImageRequest::unconfined);
     let request = PublishRequest {
+        sub_path,
+        label,
         pull: PullChoice {
             policy: args.pull.map(Into::into),
             ..PullChoice::default()

@@ -3,8 +3,10 @@
 use super::CliError;
 use crate::chain::Chain;
 use crate::cluster::{Events, StartupTaint};
+use crate::config::policy::{Follower, Look};
 use crate::config::{CommonConfig, NodeArgs, NodeConfig};
 use crate::csi::health::Health;
+use crate::csi::policy::{LivePolicy, Policy};
 
 use crate::csi::server::{
     self, LOOK_EVERY, Observers, REPLY_WITHIN, STOP_WITHIN, Settings, Socket,
@@ -13,7 +15,7 @@ use crate::probes::{Probes, Watched};
 use crate::telemetry::{self, Metrics};
 use crate::union::probe::UnionRequest;
 use crate::volume::upkeep::{DOUBT, Upkeep};
-use crate::volume::{PullOptions, VolumeOptions, Volumes};
+use crate::volume::{CollectSettings, PullOptions, VolumeOptions, Volumes};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -40,6 +42,9 @@ const COLLECT_EVERY: u32 = 10;
 /// How often kubelet's directories are looked at for volumes that it has
 /// forgotten, and layers are flushed that a publish has staged.
 const UPKEEP_EVERY: Duration = Duration::from_secs(30);
+/// How often the policy file is read. kubelet itself brings a change of a
+/// ConfigMap within a minute or so.
+const POLICY_EVERY: Duration = Duration::from_secs(3);
 
 /// Serve as the CSI plugin of this node, until SIGTERM or SIGINT
 ///
@@ -66,7 +71,10 @@ pub(super) fn run(common: CommonConfig, node: NodeConfig) -> Result<(), CliError
             credentials: node.credentials.clone(),
             ..node.pull.clone()
         },
-        collect: node.collect.clone(),
+        collect: match &node.policy_file {
+            Some((_, file)) => file.collection(&node.collect),
+            None => node.collect.clone(),
+        },
         ..common.store
     };
     let result = runtime.block_on(serve(options, node));
@@ -117,7 +125,12 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
     };
     // Nobody else sets it.
     let _ = known.set(Arc::clone(&volumes));
-    let topology = examine(&volumes, &node, &observers);
+    let policy = match &node.policy_file {
+        Some((_, file)) => file.over(&node.policy),
+        None => node.policy.clone(),
+    };
+    let topology = examine(&volumes, &policy, &observers);
+    let policy = LivePolicy::from(policy);
     let socket = Socket::bind(&node.socket).await.map_err(CliError::Socket)?;
     tracing::info!(
         socket = %node.socket.display(),
@@ -138,9 +151,22 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
         Arc::clone(&volumes),
         node.policy.union,
     )));
+    let _policy = node.policy_file.map(|(follower, _)| {
+        let ruled = Ruled {
+            flags: node.policy,
+            collect: node.collect,
+            live: policy.clone(),
+            volumes: Arc::clone(&volumes),
+        };
+        Task(tokio::spawn(follow(
+            follower,
+            ruled,
+            observers.metrics.clone(),
+        )))
+    });
     let settings = Settings {
         node_id: node.node_id,
-        policy: node.policy,
+        policy,
         registration: node.registration,
         topology,
         reply_within: REPLY_WITHIN,
@@ -310,7 +336,7 @@ fn start(
 }
 
 /// What the node can do: for probes, for metrics, and as keys of labels.
-fn examine(volumes: &Volumes, node: &NodeConfig, observers: &Observers) -> Vec<String> {
+fn examine(volumes: &Volumes, policy: &Policy, observers: &Observers) -> Vec<String> {
     let mut topology = Vec::new();
     for (name, works) in volumes.unions() {
         observers.metrics.union_usable(name, works);
@@ -319,13 +345,58 @@ fn examine(volumes: &Volumes, node: &NodeConfig, observers: &Observers) -> Vec<S
         }
     }
     let usable = volumes
-        .can_publish(node.policy.union, &node.policy.kubelet_root)
+        .can_publish(policy.union, &policy.kubelet_root)
         .map_err(|error| Chain(&error).to_string());
     if let Err(why) = &usable {
         tracing::error!(why, "volumes cannot be published on this node");
     }
     observers.health.tested(usable);
     topology
+}
+
+/// What a policy file decides about, and what the flags say of the same.
+struct Ruled {
+    flags: Policy,
+    collect: CollectSettings,
+    live: LivePolicy,
+    volumes: Arc<Volumes>,
+}
+
+/// Lets what the policy file says hold as soon as it changes. One that cannot be
+/// read is refused: what an operator wrote is not guessed at.
+async fn follow(mut follower: Follower, ruled: Ruled, metrics: Metrics) {
+    let mut ticks = tokio::time::interval(POLICY_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let file = follower.path().display().to_string();
+        let look;
+        (follower, look) = blocking(move || {
+            let look = follower.look();
+            (follower, look)
+        })
+        .await;
+        match look {
+            Look::Same => {}
+            Look::Changed(policy) => {
+                ruled.live.replace(policy.over(&ruled.flags));
+                let collect = policy.collection(&ruled.collect);
+                ruled.volumes.set_collection(collect);
+                metrics.policy_reloaded("applied");
+                tracing::info!(file, "the policy has changed");
+            }
+            Look::Refused(faults) => {
+                metrics.policy_reloaded("refused");
+                for fault in &faults {
+                    tracing::error!(
+                        file,
+                        fault = %Chain(fault),
+                        "the policy is refused, and the one before holds on"
+                    );
+                }
+            }
+        }
+    }
 }
 
 /// Looks after volumes from time to time, for as long as the plugin serves.

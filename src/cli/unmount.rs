@@ -1,6 +1,6 @@
 //! `unmount`: unpublishing a volume with no cluster.
 
-use super::{CliError, named};
+use super::CliError;
 use crate::volume::Volumes;
 
 /// Unmount a volume and throw its writable layer away
@@ -14,8 +14,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {
-    let volume = named(volumes, &args.target)?;
+    // Not by a pod: what kubelet has mounted, kubelet unmounts.
     volumes
-        .unpublish_named(&volume)
+        .unpublish_named(&args.target)
         .map_err(CliError::volume("unmount", &args.target))
 }

@@ -1,12 +1,14 @@
 //! The options of `node`.
 
+use super::policy::{Follower, PolicyFile};
 use super::pull::{PullArgs, allow_list, duration};
 use super::{
     CollectArgs, ConfigFault, Environment, MAX_SOCKET_PATH_BYTES, NodeCredentialArgs, directory,
+    label,
 };
 use crate::cluster::Place;
+use crate::csi::policy::{Policy, Rules};
 use crate::csi::registration::{self, RegistrationSettings};
-use crate::csi::request::Policy;
 use crate::image::credentials::CredentialSettings;
 use crate::volume::{CollectSettings, PullOptions};
 use clap::builder::{BoolishValueParser, OsStringValueParser};
@@ -86,6 +88,28 @@ pub struct NodeArgs {
         default_value = "auto"
     )]
     pub union: String,
+
+    /// File that says what pods may do, in YAML: docs/policy.md has its keys. What
+    /// it says wins over the options here, and it is read again when it changes;
+    /// one with a fault is then refused, and what held before holds on.
+    #[arg(
+        long,
+        env = "AUFS_CSI_POLICY",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub policy: Option<PathBuf>,
+
+    /// SELinux context that all files of volumes get, where the kernel has
+    /// SELinux; without one, a container runtime would relabel each file, which
+    /// copies the whole image up.
+    #[arg(
+        long,
+        env = "AUFS_CSI_SELINUX_CONTEXT",
+        hide_env_values = true,
+        value_name = "CONTEXT"
+    )]
+    pub selinux_context: Option<String>,
 
     /// Image that pods may name: HOST, HOST/PATH/* or *.DOMAIN. Can be given
     /// several times; in the variable, a comma is between two. Without it, all.
@@ -230,8 +254,10 @@ pub struct NodeConfig {
     pub socket: PathBuf,
     /// The node's name.
     pub node_id: String,
-    /// What pods may do.
+    /// What pods may do, by the flags alone.
     pub policy: Policy,
+    /// The file that wins over them, and what it said at the start.
+    pub policy_file: Option<(Follower, PolicyFile)>,
     /// How images come from registries.
     pub pull: PullOptions,
     /// Where the plugin registers itself, if it does.
@@ -298,6 +324,9 @@ impl NodeArgs {
         let memory = duration("--credential-memory", &self.credential_memory, faults);
         let abandoned_after = duration("--abandoned-after", &self.abandoned_after, faults);
         let pull = self.pull.validate(environment, faults);
+        let selinux_context = label(self.selinux_context, faults);
+        let is_ruled = self.policy.is_some();
+        let policy_file = self.policy.and_then(|file| read_policy(file, faults));
         let registration = (!self.no_registration).then(|| {
             let dir = match self.registration_dir {
                 Some(dir) => dir,
@@ -367,9 +396,18 @@ impl NodeArgs {
                 kubelet_root: kubelet_root?,
                 local_images,
                 union: union.ok()?,
+                rules: Rules {
+                    registries: allow.clone(),
+                    selinux_context,
+                    ..Rules::default()
+                },
             },
+            policy_file,
             pull: pull.and_then(|mut pull| {
-                pull.registry.allow = allow;
+                // With a file, the list may change: then only requests are held to it.
+                if !is_ruled {
+                    pull.registry.allow = allow;
+                }
                 pull.memory = memory?;
                 pull.abandoned_after = abandoned_after?;
                 Some(pull)
@@ -385,6 +423,19 @@ impl NodeArgs {
             collect: collect?,
         })
     }
+}
+
+/// Reads the policy file, if it has no fault.
+fn read_policy(file: PathBuf, faults: &mut Vec<ConfigFault>) -> Option<(Follower, PolicyFile)> {
+    let file = directory("--policy", Some(file), "", faults)?;
+    Follower::start(&file)
+        .map_err(|found| {
+            faults.extend(found.into_iter().map(|source| ConfigFault::Policy {
+                file: file.clone(),
+                source,
+            }));
+        })
+        .ok()
 }
 
 /// Where Kubernetes says the API server is, to a process in a pod.
@@ -454,6 +505,8 @@ mod tests {
             no_registration: false,
             http_address: DEFAULT_HTTP_ADDRESS.to_owned(),
             no_events: false,
+            policy: None,
+            selinux_context: None,
             kubeconfig: None,
             startup_taint: None,
             credentials: NodeCredentialArgs::default(),

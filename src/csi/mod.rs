@@ -8,6 +8,7 @@
 //! identity      who we are
 //! node          decode → volumes → encode
 //! request       messages → typed requests (pure)
+//! policy        what the operator allows pods (pure)
 //! operations    at most one operation per volume; it outlives the call that began it
 //! events        what is told about a pod's volume besides the answer
 //! health        what is right and wrong, for probes
@@ -25,6 +26,7 @@ pub mod identity;
 pub mod liveness;
 pub mod node;
 mod operations;
+pub mod policy;
 pub mod registration;
 pub mod request;
 pub mod server;
@@ -68,7 +70,7 @@ pub mod registration_v1 {
 use crate::DRIVER_NAME;
 use crate::stage::Progress;
 use crate::volume::stats::Usage;
-use crate::volume::{ErrorKind, PublishRequest, UnpublishRequest, VolumeError, Volumes};
+use crate::volume::{ErrorKind, PublishRequest, Standing, UnpublishRequest, VolumeError, Volumes};
 use request::Wanted;
 use std::error::Error;
 use std::path::Path;
@@ -84,10 +86,9 @@ pub trait VolumeService: Send + Sync + 'static {
     /// Why an operation failed.
     type Error: Kinded;
 
-    /// Whether the volume is recorded and mounted in just this way, so that
-    /// there is nothing to parse, to check or to do: kubelet asks again for
+    /// What there is of the volume, just as it is wanted: kubelet asks again for
     /// every volume when it restarts.
-    fn is_published(&self, wanted: &Wanted) -> Result<bool, Self::Error>;
+    fn standing(&self, wanted: &Wanted) -> Result<Standing, Self::Error>;
 
     /// Mounts a volume; done before is fine.
     fn publish(&self, request: &PublishRequest, progress: &dyn Progress)
@@ -109,8 +110,8 @@ impl Kinded for VolumeError {
 impl VolumeService for Volumes {
     type Error = VolumeError;
 
-    fn is_published(&self, wanted: &Wanted) -> Result<bool, VolumeError> {
-        Volumes::is_published(
+    fn standing(&self, wanted: &Wanted) -> Result<Standing, VolumeError> {
+        Volumes::standing(
             self,
             &wanted.volume_id,
             &wanted.target,

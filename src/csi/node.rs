@@ -1,14 +1,15 @@
 //! The Node service: each method decodes, calls and encodes.
 
 use super::operations::{Operation, Operations};
-use super::request::{self, Policy, Wanted};
+use super::policy::LivePolicy;
+use super::request::{self, Wanted};
 use super::v1::node_server::Node;
 use super::v1::node_service_capability::{Rpc, Type, rpc};
 use super::v1::volume_usage::Unit;
 use super::{VolumeService, status, v1};
 use crate::secret::Secret;
 use crate::volume::stats::Amount;
-use crate::volume::{Pod, UnpublishRequest};
+use crate::volume::{Pod, Standing, UnpublishRequest};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,7 +20,7 @@ use tracing::Instrument as _;
 #[derive(Debug)]
 pub struct NodeService<S> {
     volumes: Arc<S>,
-    policy: Arc<Policy>,
+    policy: LivePolicy,
     node_id: String,
     topology: Vec<String>,
     operations: Arc<Operations>,
@@ -30,7 +31,7 @@ impl<S> Clone for NodeService<S> {
     fn clone(&self) -> Self {
         NodeService {
             volumes: Arc::clone(&self.volumes),
-            policy: Arc::clone(&self.policy),
+            policy: self.policy.clone(),
             node_id: self.node_id.clone(),
             topology: self.topology.clone(),
             operations: Arc::clone(&self.operations),
@@ -41,14 +42,14 @@ impl<S> Clone for NodeService<S> {
 impl<S: VolumeService> NodeService<S> {
     pub(super) fn new(
         volumes: Arc<S>,
-        policy: Policy,
+        policy: LivePolicy,
         node_id: String,
         topology: Vec<String>,
         operations: Arc<Operations>,
     ) -> Self {
         NodeService {
             volumes,
-            policy: Arc::new(policy),
+            policy,
             node_id,
             topology,
             operations,
@@ -63,14 +64,15 @@ impl<S: VolumeService> NodeService<S> {
         let volume_id = wanted.volume_id.clone();
         let operation = Operation::Publish(Box::new(wanted.clone()));
         let volumes = Arc::clone(&self.volumes);
-        let policy = Arc::clone(&self.policy);
+        let policy = self.policy.clone();
         self.operations
             .run(&volume_id, operation, move |latest| {
                 let failed = |error| status::of_operation(&error);
-                if volumes.is_published(&wanted).map_err(failed)? {
+                let standing = volumes.standing(&wanted).map_err(failed)?;
+                if standing == Standing::Published {
                     return Ok(());
                 }
-                let request = request::publish(&wanted, secrets, &policy)
+                let request = request::publish(&wanted, secrets, &policy.now(), standing)
                     .map_err(|error| status::of_request(&error))?;
                 volumes.publish(&request, latest).map_err(failed)
             })
@@ -156,7 +158,7 @@ impl<S: VolumeService> Node for NodeService<S> {
             &request.volume_id,
             &request.target_path,
         );
-        let result = match request::unpublish(request, &self.policy) {
+        let result = match request::unpublish(request, &self.policy.now()) {
             Ok(request) => self.unpublish(request).instrument(call.span()).await,
             Err(error) => Err(status::of_request(&error)),
         };

@@ -1,18 +1,17 @@
 //! Messages to typed requests: everything that can be wrong with a request is
 //! found here, before anything is done. Pure.
 
+use super::policy::Policy;
 use super::v1;
 use super::v1::volume_capability::AccessType;
 use super::v1::volume_capability::access_mode::Mode;
-use crate::image::reference::Source;
 use crate::secret::Secret;
-use crate::union::probe::UnionRequest;
 use crate::volume::attributes::{AttributeError, Attributes};
 use crate::volume::{
-    ErrorKind, ImageRequest, Owner, Pod, PublishRequest, PullChoice, UnpublishRequest,
+    ErrorKind, ImageRequest, Owner, Pod, PublishRequest, PullChoice, Standing, UnpublishRequest,
 };
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 /// Keys that kubelet adds to the attributes of a volume, over a user's own of
 /// the same name.
@@ -31,17 +30,6 @@ const MAX_VOLUME_ID_BYTES: usize = 128;
 const MAX_PATH_BYTES: usize = 4095;
 /// The group id that means "leave it" to chown.
 const NO_GROUP: u32 = u32::MAX;
-
-/// What the operator allows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
-    /// kubelet's directory; volumes are published below it.
-    pub kubelet_root: PathBuf,
-    /// Directories below which pods may use local images.
-    pub local_images: Vec<PathBuf>,
-    /// The only union that is used, or what a pod may choose from.
-    pub union: UnionRequest,
-}
 
 /// A volume as it was asked for. Two requests for one volume are the same if
 /// these are: credentials and what kubelet adds are not part of it, for they
@@ -110,14 +98,24 @@ pub enum RequestError {
     /// The attributes are wrong.
     #[error("cannot use the volume's attributes")]
     Attributes(#[source] AttributeError),
+    /// A rule of the operator's is broken.
+    #[error("policy rule {rule}: {what}")]
+    Rule {
+        /// Its key in the policy file.
+        rule: &'static str,
+        /// What breaks it.
+        what: String,
+    },
     /// The pod names a local image and may not.
-    #[error("the operator of this node does not allow the local image {image}")]
+    #[error(
+        "policy rule localImages: the operator of this node does not allow the local image {image}"
+    )]
     LocalImage {
         /// The image.
         image: String,
     },
     /// The pod asks for a union that the operator does not use.
-    #[error("the operator of this node does not allow union: {asked}")]
+    #[error("policy rule allowedUnions: the operator of this node does not allow union: {asked}")]
     Union {
         /// The union.
         asked: &'static str,
@@ -139,7 +137,9 @@ impl RequestError {
             | RequestError::MountGroup
             | RequestError::NotEphemeral
             | RequestError::Attributes(_) => ErrorKind::InvalidArgument,
-            RequestError::LocalImage { .. } => ErrorKind::PermissionDenied,
+            RequestError::Rule { .. } | RequestError::LocalImage { .. } => {
+                ErrorKind::PermissionDenied
+            }
             // As where this kernel has no AUFS: another node may be set up for it.
             RequestError::Union { .. } => ErrorKind::FailedPrecondition,
         }
@@ -227,11 +227,14 @@ pub fn wanted(
     Ok((wanted, secrets))
 }
 
-/// Checks the pod's attributes, and what the operator allows.
+/// Checks the pod's attributes, and what the operator allows. A volume that was
+/// published before, and only is not mounted now, is not held to rules that may
+/// have come later: what its pod wrote is on the node.
 pub fn publish(
     wanted: &Wanted,
     secrets: BTreeMap<String, Secret>,
     policy: &Policy,
+    standing: Standing,
 ) -> Result<PublishRequest, RequestError> {
     if !is_below(&wanted.target, &policy.kubelet_root) {
         return Err(RequestError::TargetOutside {
@@ -244,12 +247,19 @@ pub fn publish(
     let attributes = Attributes::parse(&wanted.attributes, wanted.read_only)
         .and_then(Attributes::supported)
         .map_err(RequestError::Attributes)?;
+    let (size_limit, union) = match standing {
+        Standing::Recorded => (attributes.size_limit, attributes.union),
+        Standing::Unknown | Standing::Published => (
+            policy.admit(&attributes, wanted.read_only)?,
+            policy.union(attributes.union)?,
+        ),
+    };
     let images = attributes
         .images
         .into_iter()
         .map(|source| {
             Ok(ImageRequest {
-                source_root: source_root(&source, policy)?,
+                source_root: policy.source_root(&source)?,
                 source,
             })
         })
@@ -267,9 +277,10 @@ pub fn publish(
         create_target: true,
         read_only: wanted.read_only,
         sub_path: attributes.sub_path,
-        size_limit: attributes.size_limit,
+        size_limit,
         medium: attributes.medium,
-        union: union(attributes.union, policy.union)?,
+        union,
+        label: policy.rules.selinux_context.clone(),
         mount_group: wanted.mount_group,
         attributes: wanted.attributes.clone(),
         owner: Owner::Plugin,
@@ -354,92 +365,9 @@ fn mount_group(text: &str) -> Result<Option<u32>, RequestError> {
     }
 }
 
-/// The directory that a local source must stay in. That the path's text is below
-/// it is not enough, for it may hold symbolic links: whoever opens the source
-/// resolves it beneath this directory.
-fn source_root(source: &Source, policy: &Policy) -> Result<Option<PathBuf>, RequestError> {
-    let Some(path) = source.path() else {
-        return Ok(None);
-    };
-    let climbs = |path: &Path| {
-        path.components()
-            .any(|component| component == Component::ParentDir)
-    };
-    policy
-        .local_images
-        .iter()
-        .find(|root| path.starts_with(root) && !climbs(path))
-        .map(|root| Some(root.clone()))
-        // The allowed directories are the operator's affair, so they are not listed.
-        .ok_or_else(|| RequestError::LocalImage {
-            image: source.to_string(),
-        })
-}
-
-/// What a pod asks for within what the operator allows.
-fn union(asked: UnionRequest, allowed: UnionRequest) -> Result<UnionRequest, RequestError> {
-    match (asked, allowed) {
-        (UnionRequest::Auto, allowed) => Ok(allowed),
-        (asked, UnionRequest::Auto) => Ok(asked),
-        (UnionRequest::Aufs, UnionRequest::Aufs) => Ok(UnionRequest::Aufs),
-        (UnionRequest::Overlay, UnionRequest::Overlay) => Ok(UnionRequest::Overlay),
-        (UnionRequest::Aufs, UnionRequest::Overlay) => Err(RequestError::Union { asked: "aufs" }),
-        (UnionRequest::Overlay, UnionRequest::Aufs) => {
-            Err(RequestError::Union { asked: "overlay" })
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn policy() -> Policy {
-        Policy {
-            kubelet_root: PathBuf::from("/var/lib/kubelet"),
-            local_images: vec![PathBuf::from("/images"), PathBuf::from("/srv/oci")],
-            union: UnionRequest::Auto,
-        }
-    }
-
-    #[test]
-    fn local_images_are_confined_to_a_listed_directory() {
-        for (image, root) in [
-            ("oci:/images/app:1", Some("/images")),
-            ("oci:/images", Some("/images")),
-            ("oci-archive:/srv/oci/app.tar", Some("/srv/oci")),
-            ("docker-archive:/srv/oci/app.tar", Some("/srv/oci")),
-            ("oci:/images2/app", None),
-            ("oci:/images/../etc", None),
-            ("oci:images/app", None),
-            ("oci:/srv/app", None),
-            ("oci:/", None),
-        ] {
-            let source: Source = image.parse().unwrap();
-            let found = source_root(&source, &policy()).ok().flatten();
-            assert_eq!(found.as_deref(), root.map(Path::new), "{image}");
-        }
-        let registry: Source = "registry.example/app:1".parse().unwrap();
-        assert_eq!(source_root(&registry, &policy()), Ok(None));
-    }
-
-    #[test]
-    fn a_pod_chooses_a_union_only_within_what_the_operator_allows() {
-        use UnionRequest::{Aufs, Auto, Overlay};
-        for (asked, allowed, used) in [
-            (Auto, Auto, Some(Auto)),
-            (Aufs, Auto, Some(Aufs)),
-            (Overlay, Auto, Some(Overlay)),
-            (Auto, Aufs, Some(Aufs)),
-            (Aufs, Aufs, Some(Aufs)),
-            (Overlay, Aufs, None),
-            (Auto, Overlay, Some(Overlay)),
-            (Aufs, Overlay, None),
-            (Overlay, Overlay, Some(Overlay)),
-        ] {
-            assert_eq!(union(asked, allowed).ok(), used, "{asked:?} of {allowed:?}");
-        }
-    }
 
     #[test]
     fn secrets_and_attributes_are_not_shown_in_debug_output() {

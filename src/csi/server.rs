@@ -11,9 +11,9 @@ use super::health::Health;
 use super::identity::IdentityService;
 use super::node::NodeService;
 use super::operations::Operations;
+use super::policy::LivePolicy;
 use super::registration::{Registered, RegistrationService, RegistrationSettings};
 use super::registration_v1::registration_server::RegistrationServer;
-use super::request::Policy;
 use super::socket::KeptSocket;
 pub use super::socket::{Socket, SocketError};
 use super::v1::identity_server::{IdentityServer, SERVICE_NAME as IDENTITY};
@@ -46,12 +46,12 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// What the server is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// The node's name.
     pub node_id: String,
     /// What pods may do.
-    pub policy: Policy,
+    pub policy: LivePolicy,
     /// Where the plugin registers itself; none where another program does that.
     pub registration: Option<RegistrationSettings>,
     /// Keys of labels of the node, all with the value `true`: what it can do.

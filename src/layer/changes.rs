@@ -2,7 +2,11 @@
 //!
 //! The pod may be running. What is read is never a link followed, a device
 //! opened or a fifo waited for; a file that grows while it is read is taken up
-//! to the size it had, one that shrinks is an error.
+//! to the size it had, one that shrinks is an error, and what goes before its turn
+//! comes is left out. So a file that the pod replaces by a rename is the old or the
+//! new one, whole; one that it writes in place can be a mixture, and of what it
+//! moves meanwhile from one directory to another either name can be seen, both or
+//! none.
 
 mod export;
 mod lower;
@@ -11,7 +15,7 @@ pub use export::export;
 pub use lower::LowerBranches;
 
 use super::apply::Format;
-use super::tree::PathText;
+use super::tree::{PathText, errno_in_chain};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, openat, statat};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
@@ -102,6 +106,26 @@ pub enum ChangesError {
     },
 }
 
+impl ChangesError {
+    /// Whether something is not there any more, or not as what it was listed: the
+    /// pod was faster.
+    fn is_gone(&self) -> bool {
+        let errno = match self {
+            ChangesError::Read { source, .. } => Errno::from_io_error(source),
+            ChangesError::Metadata { source, .. } => errno_in_chain(source),
+            ChangesError::TooDeep { .. }
+            | ChangesError::Shortened { .. }
+            | ChangesError::Reserved { .. }
+            | ChangesError::Write { .. } => None,
+        };
+        // The last is a fifo or socket in the place of a file.
+        matches!(
+            errno,
+            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO)
+        )
+    }
+}
+
 fn read_error(path: &[u8]) -> impl FnOnce(Errno) -> ChangesError {
     move |errno| ChangesError::Read {
         path: path.into(),
@@ -179,14 +203,17 @@ fn walk(
             continue;
         }
         if kind != FileType::Directory {
-            each(Item::Entry {
+            let item = Item::Entry {
                 path: &path,
                 directory: fd,
                 name: &name,
                 stat,
                 opaque: false,
-            })?;
-            continue;
+            };
+            match each(item) {
+                Err(error) if !error.is_gone() => return Err(error),
+                _ => continue,
+            }
         }
         if depth > MAX_DEPTH {
             return Err(ChangesError::TooDeep {
@@ -195,20 +222,22 @@ fn walk(
         }
         let next = match open(fd, &name, path.clone()) {
             Ok(next) => next,
-            Err(ChangesError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                continue;
-            }
+            Err(error) if error.is_gone() => continue,
             Err(error) => return Err(error),
         };
         let opaque = is_opaque(next.fd.as_fd(), format).map_err(read_error(&path))?;
-        each(Item::Entry {
+        let item = Item::Entry {
             path: &path,
             directory: fd,
             name: &name,
             stat,
             opaque,
-        })?;
-        levels.push(next);
+        };
+        match each(item) {
+            Ok(()) => levels.push(next),
+            Err(error) if error.is_gone() => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! ```text
 //! store.json            version of everything here
 //! store.lock            shared by whoever adds or removes, exclusive for who cleans up
-//! store.commit.lock     held for a moment: a branch comes or goes, a lease names one
+//! store.commit.lock     held for a moment: a branch comes or goes
+//! store.lease.lock      held for a moment: a lease names something, or it goes
 //! store.collect.lock    one collection at a time
 //! diff/<id>/            content of a branch
 //! layers/<id>.json      what it is; its existence is the commit
@@ -14,6 +15,7 @@
 //! ingest/<name>/        work in progress, with <name>.lock held by its owner
 //! ingest/<name>.lock    alone: a lease, which names what its owner relies on
 //! volumes/<id>/         a volume's record and writable layer
+//! shared/<id>/          a union that read-only volumes share
 //! ```
 //!
 //! Names are 32 hex digits of a sha256, never foreign input. A branch's key is
@@ -34,6 +36,7 @@ mod lease;
 mod purge;
 mod records;
 mod removal;
+mod stacks;
 #[cfg(test)]
 mod tests;
 
@@ -42,10 +45,10 @@ pub use lease::{Held, Lease};
 pub(crate) use purge::remove_empty;
 pub(crate) use records::hex;
 pub use records::{
-    BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StackRecord,
-    StoredAttrs,
+    BranchId, BranchRecord, ImageRecord, LayerEntry, ReferenceRecord, SealedForm, StoredAttrs,
 };
 pub use removal::{Collecting, Removal};
+pub use stacks::StackRecord;
 
 use crate::layer::steps;
 use crate::layer::tree::metadata::hand_down_nothing;
@@ -223,6 +226,11 @@ impl Store {
         }
         let lock_path = root.join("store.lock");
         let lock = open_lock(&lock_path).map_err(StoreError::io("open", &lock_path))?;
+        // Later there may be no inode left for it, which is when it is wanted.
+        // Where this one fails already, whoever needs it says so.
+        for name in ["store.collect.lock", "store.lease.lock"] {
+            let _ = open_lock(&root.join(name));
+        }
         Ok(Store {
             root: root.to_owned(),
             boot: boot.to_owned(),

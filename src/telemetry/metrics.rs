@@ -143,6 +143,7 @@ struct All {
     disk: Family<One, Gauge>,
     marks: Family<One, Gauge>,
     limit: Gauge,
+    policy_reloads: Family<One, Counter>,
 }
 
 impl Default for Metrics {
@@ -220,6 +221,12 @@ impl Default for Metrics {
             let labels = [("outcome", outcome.to_owned())];
             drop(events.get_or_create(&labels));
         }
+        let policy_reloads = Family::default();
+        own.register(
+            "policy_reloads",
+            "Changes of the policy file by what became of them: applied or refused",
+            Family::clone(&policy_reloads),
+        );
         let pulls = Family::default();
         own.register(
             "pulls",
@@ -313,6 +320,7 @@ impl Default for Metrics {
             pull_retries,
             downloads,
             events,
+            policy_reloads,
         }))
     }
 }
@@ -415,6 +423,14 @@ impl Metrics {
     pub fn event(&self, outcome: &'static str) {
         self.0
             .events
+            .get_or_create(&[("outcome", outcome.to_owned())])
+            .inc();
+    }
+
+    /// The policy file has changed, and holds or was refused.
+    pub fn policy_reloaded(&self, outcome: &'static str) {
+        self.0
+            .policy_reloads
             .get_or_create(&[("outcome", outcome.to_owned())])
             .inc();
     }

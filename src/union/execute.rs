@@ -9,6 +9,7 @@ use super::aufs::{self, Paths};
 use super::release::{self, Patience, UnmountError};
 use super::{Backend, Features, MountPlan, MountStep, PlanError, bind, overlay};
 use crate::host::{Host, MountCall, MountEntry, MountFlags, Place};
+use rustix::io::Errno;
 
 /// How long a mount of our own may be busy when it is taken down again: only
 /// something that walks the whole system touches a path that nobody knows yet.
@@ -83,6 +84,15 @@ pub enum MountError {
         waited: Duration,
         /// The kernel's answer.
         source: io::Error,
+    },
+    /// The directory inside the union that was to appear is not there, or is no
+    /// directory.
+    #[error("{sub_path:?} is {what} in the union")]
+    SubPath {
+        /// The directory.
+        sub_path: PathBuf,
+        /// What it is instead.
+        what: &'static str,
     },
     /// The kernel takes fewer branches than it was believed to.
     #[error("the kernel takes fewer than {count} branches")]
@@ -429,6 +439,17 @@ impl Run<'_> {
                 });
             }
             Err(source) => {
+                if let MountCall::Bind {
+                    beneath: Some(beneath),
+                    ..
+                } = call
+                    && let Some(what) = missing(&source)
+                {
+                    return Err(MountError::SubPath {
+                        sub_path: beneath.clone(),
+                        what,
+                    });
+                }
                 let hint = match call {
                     // AUFS turns every cause into EINVAL.
                     MountCall::New { .. } | MountCall::Remount { .. } => {
@@ -519,6 +540,20 @@ impl Run<'_> {
                 source: Box::new(error),
             },
         }
+    }
+}
+
+/// What a path inside a union is, by the answer to opening it as a directory,
+/// where that is the fault of whoever named it.
+fn missing(error: &io::Error) -> Option<&'static str> {
+    match Errno::from_io_error(error)? {
+        Errno::NOENT => Some("missing, or a link that leads nowhere,"),
+        Errno::NOTDIR => Some("no directory"),
+        Errno::LOOP => Some("a link that leads to itself"),
+        Errno::NAMETOOLONG => Some("a longer name than there can be"),
+        // Only where the kernel resolves it without help (before Linux 5.6).
+        Errno::XDEV => Some("a link that leads out"),
+        _ => None,
     }
 }
 

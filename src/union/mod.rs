@@ -392,7 +392,7 @@ impl MountPlan {
             return Err(PlanError::Writability);
         }
         if let Some(label) = &self.label
-            && (label.is_empty() || !label.bytes().all(is_label_byte))
+            && !is_label(label)
         {
             return Err(PlanError::Label {
                 label: label.clone(),
@@ -401,6 +401,25 @@ impl MountPlan {
         option_paths.push(single(Role::Target, &self.target));
         option_paths.push(single(Role::Staging, &self.staging));
         check_overlap(option_paths.into_iter().map(|(_, path)| path).collect())
+    }
+
+    /// The steps that show a union of this plan that is mounted at `at` already.
+    /// The bind has the flags of that mount.
+    #[must_use]
+    pub fn bound_from(&self, at: &Path) -> Vec<MountStep> {
+        vec![
+            MountStep::Call {
+                at: self.target.clone(),
+                call: MountCall::Bind {
+                    source: at.to_path_buf(),
+                    beneath: self.sub_path.clone(),
+                },
+            },
+            MountStep::VerifyBind {
+                at: self.target.clone(),
+                of: at.to_path_buf(),
+            },
+        ]
     }
 
     /// Where the union itself is mounted: at the target at once, or at the
@@ -461,6 +480,12 @@ fn check_characters(role: Role, path: &Path) -> Result<(), PlanError> {
         role,
         path: path.to_path_buf(),
     })
+}
+
+/// Whether a text can be an `SELinux` context.
+#[must_use]
+pub fn is_label(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(is_label_byte)
 }
 
 /// Letters of an `SELinux` context; neither a quote nor a backslash, so that it

@@ -30,6 +30,31 @@ impl Volumes {
         probe::choose(wanted, self.probe()?).map_err(VolumeError::Union)
     }
 
+    /// The `SELinux` label that a volume gets: the one that is wanted, if this
+    /// kernel has `SELinux`. Another one would refuse the mount, and there is
+    /// nothing that the label could protect.
+    pub(super) fn label(&self, wanted: Option<&str>) -> Option<String> {
+        wanted.filter(|_| self.has_selinux()).map(ToOwned::to_owned)
+    }
+
+    /// Whether `SELinux` is on in this kernel: only then it has registered its
+    /// filesystem (`init_sel_fs` of security/selinux/selinuxfs.c).
+    fn has_selinux(&self) -> bool {
+        *self.selinux.get_or_init(|| {
+            let has = self
+                .host
+                .read(Path::new("/proc/filesystems"))
+                .is_ok_and(|list| {
+                    let list = String::from_utf8_lossy(&list);
+                    list.split_whitespace().any(|name| name == "selinuxfs")
+                });
+            if !has {
+                tracing::info!("volumes get no SELinux label: this kernel has no SELinux");
+            }
+            has
+        })
+    }
+
     /// What this node can do. A self-test takes about a second, so its result is
     /// kept for the boot, beside the xino files.
     pub fn probe(&self) -> Result<&Probe, VolumeError> {

@@ -70,7 +70,8 @@ impl Volumes {
         }
         let exists = self.check_target(&record.target, true)?;
         record.target_created |= !exists;
-        record.plan.xino = Some(self.xino_path(dir)?);
+        record.plan.xino = Some(self.xino_of(dir, record.shared.as_deref())?);
+        record.plan.label = self.label(record.plan.label.as_deref());
         record.state = VolumeState::Returning;
         record.boot = self.store.boot().to_owned();
         record.mount_namespace = self.namespace;
@@ -128,6 +129,10 @@ impl Volumes {
     /// two unions on one writable layer destroy each other's work, and AUFS would
     /// make them.
     fn is_unused(&self, record: &VolumeRecord) -> Result<(), VolumeError> {
+        // Nobody writes to it, and as many may share it as there are.
+        if record.shared.is_some() {
+            return Ok(());
+        }
         // The plugin's mounts are made to be seen everywhere, and the number of a
         // namespace is soon another one's: a pod would wait for a stranger.
         if record.owner == Owner::Command && self.is_elsewhere(record) {

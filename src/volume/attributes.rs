@@ -42,7 +42,7 @@ pub const KEYS: [&str; 9] = [
 
 /// Most images of one volume: more than anybody stacks by hand, and few enough
 /// that their layers stay below what unions take.
-const MAX_IMAGES: usize = 32;
+pub const MAX_IMAGES: usize = 32;
 /// Longest `subPath` in bytes, the kernel's limit of a path.
 const MAX_SUB_PATH_BYTES: usize = 4095;
 /// Longest foreign text in an error, in characters.
@@ -162,12 +162,7 @@ struct NotYet {
 
 /// What the schema has and this version cannot do. Refused rather than ignored:
 /// a limit or a policy that silently does not hold is worse than none.
-const NOT_YET: [NotYet; 3] = [
-    NotYet {
-        key: "subPath",
-        is_used: |attributes| attributes.sub_path.is_some(),
-        reason: "a volume shows the whole image",
-    },
+const NOT_YET: [NotYet; 2] = [
     NotYet {
         key: "sizeLimit",
         is_used: |attributes| attributes.size_limit.is_some(),
@@ -187,7 +182,7 @@ impl Attributes {
             if !KEYS.contains(&key.as_str()) {
                 return Err(AttributeError::Unknown {
                     key: shortened(key),
-                    nearest: nearest(key),
+                    nearest: nearest(key, &KEYS),
                 });
             }
         }
@@ -195,7 +190,10 @@ impl Attributes {
         let attributes = Attributes {
             images: images(value("image"), value("images"))?,
             pull_policy: pull_policy(value("pullPolicy"), value("pullAlways"))?,
-            sub_path: sub_path(value("subPath"))?,
+            sub_path: match value("subPath") {
+                Some(path) => sub_path(path)?,
+                None => None,
+            },
             size_limit: value("sizeLimit")
                 .map(quantity::bytes)
                 .transpose()
@@ -287,10 +285,11 @@ fn pull_policy(
     }
 }
 
-fn sub_path(value: Option<&str>) -> Result<Option<PathBuf>, AttributeError> {
-    let Some(value) = value.filter(|value| !value.is_empty()) else {
+/// A directory inside an image; empty is the whole image.
+pub(crate) fn sub_path(value: &str) -> Result<Option<PathBuf>, AttributeError> {
+    if value.is_empty() {
         return Ok(None);
-    };
+    }
     let is_plain = |component| match component {
         Component::Normal(_) => true,
         Component::Prefix(_) | Component::RootDir | Component::CurDir | Component::ParentDir => {
@@ -335,13 +334,14 @@ fn union(value: Option<&str>) -> Result<UnionRequest, AttributeError> {
 }
 
 /// The known key that `key` most resembles, if it resembles one.
-fn nearest(key: &str) -> Option<&'static str> {
+pub(crate) fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
     // No known key is near one that is much longer, and comparing takes time.
     if key.len() > 2 * MAX_SHOWN_CHARACTERS {
         return None;
     }
     let lower = key.to_lowercase();
-    KEYS.iter()
+    known
+        .iter()
         .map(|known| (distance(&lower, &known.to_lowercase()), *known))
         .filter(|(distance, known)| *distance <= MAX_MISSPELT.min(known.len() / 2))
         .min()

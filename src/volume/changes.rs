@@ -49,6 +49,55 @@ impl Volumes {
         }
     }
 
+    /// The id of a volume that a person means: by that id, by where it appears, or
+    /// by its pod, as `NAMESPACE/POD`, and where that has several by its `name` in
+    /// the pod.
+    pub fn meant(&self, text: &str, name: Option<&str>) -> Result<String, VolumeError> {
+        let records = record::all(&self.store).map_err(VolumeError::Store)?;
+        let of_pod: Vec<&VolumeRecord> = records
+            .iter()
+            .map(|(_, record)| record)
+            .filter(|record| {
+                record
+                    .pod
+                    .as_ref()
+                    .is_some_and(|pod| pod.to_string() == text)
+            })
+            .collect();
+        if of_pod.is_empty() || records.iter().any(|(_, record)| record.volume_id == text) {
+            return self.find(text).map(|(_, record)| record.volume_id);
+        }
+        let shown = |records: &[&VolumeRecord]| {
+            let mut shown: Vec<String> = records
+                .iter()
+                .map(|record| format!("{} ({})", name_in_pod(record), record.volume_id))
+                .collect();
+            shown.sort();
+            shown.join(", ")
+        };
+        let mut named = of_pod.clone();
+        named.retain(|record| name.is_none_or(|name| name_in_pod(record) == name));
+        // A pod that was made again has the name of one that is just going.
+        if named.len() > 1 {
+            let staying = |record: &&VolumeRecord| record.state == VolumeState::Mounted;
+            if named.iter().any(|record| staying(&record)) {
+                named.retain(|record| staying(&record));
+            }
+        }
+        match (&named[..], name) {
+            ([one], _) => Ok(one.volume_id.clone()),
+            ([], Some(name)) => Err(VolumeError::NoVolumeOfPod {
+                pod: text.to_owned(),
+                name: name.to_owned(),
+                volumes: shown(&of_pod),
+            }),
+            (several, _) => Err(VolumeError::SeveralVolumes {
+                pod: text.to_owned(),
+                volumes: shown(several),
+            }),
+        }
+    }
+
     fn writable(
         &self,
         volume: &str,
@@ -68,6 +117,12 @@ impl Volumes {
         };
         Ok((dir, record, upper, format))
     }
+}
+
+/// What the pod calls it: kubelet publishes at `…/kubernetes.io~csi/<name>/mount`.
+fn name_in_pod(record: &VolumeRecord) -> String {
+    let name = record.target.parent().and_then(Path::file_name);
+    name.unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn open(path: &Path) -> Result<File, VolumeError> {

@@ -5,8 +5,8 @@
 //! mounts    what the kernel shows, in all namespaces, first of all
 //! facts     what is there × who needs it, without any lock
 //! decide    what goes, in which order, and why (pure)
-//! remove    for each that goes: lock commits → look again → its records go →
-//!           unlock → its content goes
+//! remove    for each that goes: lock commits and leases → look again → its records
+//!           go → unlock → its content goes
 //! ```
 //!
 //! **Invariant:** what a volume's record, a lease, a promise or a mount names is
@@ -34,12 +34,13 @@ use prefetch::Prefetch;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 /// Most times that is looked again whether enough was freed: sizes are estimates.
 const ROUNDS: usize = 3;
 
 /// When something goes, and what never does.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CollectSettings {
     /// When something goes.
     pub marks: Marks,
@@ -76,6 +77,8 @@ pub struct Collect {
     pub removed: usize,
     /// Bytes of the branches that went, as far as they can be estimated.
     pub freed: u64,
+    /// What was left of interrupted work and went, and of pulls for want of space.
+    pub residue: usize,
     /// Bytes that all branches had before.
     pub store_bytes: u64,
     /// Percent of the filesystem that was used before.
@@ -117,9 +120,15 @@ impl Volumes {
         // Or what is being removed is taken for what a dead process left.
         let _shared = self.store.lock_shared().map_err(VolumeError::Store)?;
         self.store.forget_the_dead().map_err(VolumeError::Store)?;
-        if let Err(error) = self.pulls.expire() {
+        // Somebody who is out of space needs it more than a pull that ended does.
+        let downloads = match aim {
+            Aim::Room(_) => self.pulls.expire_after(Duration::ZERO),
+            Aim::Marks | Aim::All => self.pulls.expire().map(|()| 0),
+        };
+        let downloads = downloads.unwrap_or_else(|error| {
             tracing::warn!(error = %Chain(&error), "cannot remove old downloads");
-        }
+            0
+        });
         let marks = self.collection().marks.clone();
         let mounts = self.mounts()?;
         let mut all: Option<Collect> = None;
@@ -134,15 +143,17 @@ impl Volumes {
                     round.freed += freed;
                 }
             }
-            // What was to go went; whether it was enough is measured.
-            if !goes || aim == Aim::All {
-                break;
-            }
-            if let Aim::Room(_) = aim {
+            // Whether it was enough is measured; and what was made for several images
+            // is nobody's once one of them is gone. But who needs room has some now,
+            // and below the low mark he would get all in the next round.
+            if !goes || matches!(aim, Aim::Room(_)) {
                 break;
             }
         }
-        self.clear_up(&collecting, &mounts)?;
+        let residue = self.clear_up(&collecting, &mounts)?;
+        if let Some(all) = &mut all {
+            all.residue = residue + downloads;
+        }
         let counted = &self.collection;
         counted.runs.fetch_add(1, Ordering::Relaxed);
         if let Some(all) = &all
@@ -254,16 +265,16 @@ impl Volumes {
 
     /// Removes what interrupted collections left, and what belonged to what is
     /// gone.
-    fn clear_up(&self, collecting: &Collecting, mounts: &Mounts) -> Result<(), VolumeError> {
+    fn clear_up(&self, collecting: &Collecting, mounts: &Mounts) -> Result<usize, VolumeError> {
         let store = &self.store;
         let mut removal = store
             .begin_removal(collecting)
             .map_err(VolumeError::Store)?;
         let Some(leases) = removal.leases().map_err(VolumeError::Store)? else {
-            return Ok(());
+            return Ok(0);
         };
         if mounts.is_unclear() {
-            return Ok(());
+            return Ok(0);
         }
         let found = removal
             .residue(&leases, &|id| mounts.show(id))
@@ -281,7 +292,8 @@ impl Volumes {
         self.pulls
             .forget_layers_but(&kept)
             .map_err(VolumeError::Store)?;
-        removal.end().map_err(VolumeError::Store)
+        removal.end().map_err(VolumeError::Store)?;
+        Ok(found)
     }
 
     /// Makes room for somebody who has found none. Says what to do where that is
@@ -294,7 +306,7 @@ impl Volumes {
         tracing::warn!(error = %Chain(&failed), "no space: collecting");
         let collected = self.collect(Aim::Room(need), true);
         match collected {
-            Ok(Some(collect)) if collect.removed > 0 => Ok(()),
+            Ok(Some(collect)) if collect.removed + collect.residue > 0 => Ok(()),
             Ok(collect) => Err(self.no_room(failed, collect.as_ref())),
             Err(error) => {
                 tracing::error!(error = %Chain(&error), "cannot make room");
@@ -303,7 +315,13 @@ impl Volumes {
         }
     }
 
-    pub(super) fn no_room(&self, failed: VolumeError, collect: Option<&Collect>) -> VolumeError {
+    fn no_room(&self, failed: VolumeError, collect: Option<&Collect>) -> VolumeError {
+        // Where it cannot be looked at either, the numbers are not worth an error.
+        let looked = match collect {
+            Some(_) => None,
+            None => self.plan_collection(Aim::Room(0)).ok(),
+        };
+        let collect = collect.or(looked.as_ref());
         let count = |is: fn(&Verdict) -> bool| {
             let decisions = collect.iter().flat_map(|collect| &collect.decisions);
             decisions.filter(|it| is(&it.verdict)).count()
@@ -352,6 +370,7 @@ fn report(facts: &Facts, decisions: Vec<Decision>) -> Collect {
         decisions,
         removed: 0,
         freed: 0,
+        residue: 0,
         store_bytes: store_bytes(&facts.branches),
         used_percent: facts.disk.used_percent(),
     }

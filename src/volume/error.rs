@@ -256,6 +256,34 @@ pub enum VolumeError {
         /// Its id.
         volume_id: String,
     },
+    /// The union that read-only volumes of this content share is not as it was made.
+    #[error("what is mounted at {at}, which volumes share, is not their union", at = at.display())]
+    Shared {
+        /// Where it should be.
+        at: PathBuf,
+        /// What differs.
+        #[source]
+        source: crate::union::VerifyError,
+    },
+    /// The directory inside its images that it is to show cannot be shown.
+    #[error("volume attribute subPath: {sub_path:?} is {what} in the image {image}")]
+    SubPath {
+        /// The directory.
+        sub_path: PathBuf,
+        /// What it is instead.
+        what: &'static str,
+        /// The images, separated by commas.
+        image: String,
+    },
+    /// The directory that a volume shows cannot be given its group.
+    #[error("the volume at {target} cannot be given the group of the pod's fsGroup", target = target.display())]
+    Group {
+        /// The directory.
+        target: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// It is asked for without any image.
     #[error("the volume has no image")]
     NoImage,
@@ -264,6 +292,24 @@ pub enum VolumeError {
     NoSuchVolume {
         /// As it was asked for.
         volume: String,
+    },
+    /// A pod has several volumes, and it was not said which.
+    #[error("pod {pod} has several volumes: {volumes}; say which, with --volume NAME or by its id")]
+    SeveralVolumes {
+        /// The pod.
+        pod: String,
+        /// Their names in the pod, with their ids.
+        volumes: String,
+    },
+    /// A pod has no volume of this name.
+    #[error("pod {pod} has no volume {name:?} here; it has {volumes}")]
+    NoVolumeOfPod {
+        /// The pod.
+        pod: String,
+        /// The name.
+        name: String,
+        /// Those that it has.
+        volumes: String,
     },
     /// It was taken down while it was read.
     #[error("volume {volume_id} was unpublished meanwhile, so what was read of it is not whole")]
@@ -359,6 +405,7 @@ impl VolumeError {
                 _ => ErrorKind::Internal,
             },
             VolumeError::NoImage
+            | VolumeError::SubPath { .. }
             | VolumeError::TargetMissing { .. }
             | VolumeError::TargetNoDirectory { .. } => ErrorKind::InvalidArgument,
             VolumeError::TargetNotEmpty { .. }
@@ -374,7 +421,10 @@ impl VolumeError {
             | VolumeError::OtherNamespace { .. }
             | VolumeError::Covered { .. }
             | VolumeError::Ended { .. } => ErrorKind::Aborted,
-            VolumeError::NoSuchVolume { .. } | VolumeError::NotThere { .. } => ErrorKind::NotFound,
+            VolumeError::NoSuchVolume { .. }
+            | VolumeError::NoVolumeOfPod { .. }
+            | VolumeError::NotThere { .. } => ErrorKind::NotFound,
+            VolumeError::SeveralVolumes { .. } => ErrorKind::InvalidArgument,
             // Something of the volume is or may be there, be it what the pod wrote,
             // so that kubelet must not forget it: none of the final codes will do.
             VolumeError::NotReturned { source, .. }
@@ -383,8 +433,13 @@ impl VolumeError {
                 kind @ (ErrorKind::ResourceExhausted | ErrorKind::Aborted) => kind,
                 _ => ErrorKind::Unavailable,
             },
+            VolumeError::Group { source, .. } => match Errno::from_io_error(source) {
+                Some(Errno::NOSPC | Errno::DQUOT) => ErrorKind::ResourceExhausted,
+                _ => ErrorKind::Internal,
+            },
             VolumeError::Changes { .. }
             | VolumeError::Root { .. }
+            | VolumeError::Shared { .. }
             | VolumeError::Residue { .. }
             | VolumeError::Usage { .. } => ErrorKind::Internal,
         }

@@ -26,6 +26,9 @@ pub struct VolumeInfo {
     pub backend: Backend,
     /// Without a writable layer.
     pub read_only: bool,
+    /// The directory inside its image that it shows, if not all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sub_path: Option<PathBuf>,
     /// Where it appears.
     pub target: PathBuf,
     /// Its branches, uppermost first.
@@ -97,6 +100,7 @@ impl Volumes {
                 images: record.images,
                 backend: record.plan.backend,
                 read_only: record.read_only,
+                sub_path: record.plan.sub_path,
                 target: record.target,
                 branches: record.branches,
                 created: record.created,

@@ -37,6 +37,7 @@ mod pulls;
 pub mod purge;
 pub mod record;
 pub mod recover;
+mod shared;
 pub mod stats;
 mod unpublish;
 pub mod upkeep;
@@ -152,6 +153,8 @@ pub struct PublishRequest {
     pub union: UnionRequest,
     /// Group that may write to the volume's root directory.
     pub mount_group: Option<u32>,
+    /// `SELinux` label of all files, where the kernel has `SELinux`.
+    pub label: Option<String>,
     /// Everything it was asked for with, to tell the same request from another.
     pub attributes: BTreeMap<String, String>,
     /// Whose it is.
@@ -186,11 +189,23 @@ impl PublishRequest {
             medium: Medium::default(),
             union: UnionRequest::Auto,
             mount_group: None,
+            label: None,
             attributes: BTreeMap::new(),
             owner: Owner::Command,
             pod: None,
         }
     }
+}
+
+/// What there is of a volume that somebody wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing, or not in this way.
+    Unknown,
+    /// It was mounted in this way and is not now, after a reboot for example.
+    Recorded,
+    /// It is mounted in this way: there is nothing to parse, to check or to do.
+    Published,
 }
 
 /// A volume that nobody wants any more.
@@ -231,6 +246,8 @@ pub struct Volumes {
     counted: stats::Counted,
     doubts: upkeep::Doubts,
     collection: collect::Collection,
+    /// Whether this kernel has `SELinux`.
+    selinux: OnceLock<bool>,
 }
 
 impl Volumes {
@@ -270,6 +287,7 @@ impl Volumes {
             namespace,
             counted: stats::Counted::default(),
             doubts: upkeep::Doubts::default(),
+            selinux: OnceLock::new(),
         })
     }
 

@@ -3,9 +3,11 @@
 
 use super::pulls::Asker;
 use super::record::{self, RECORD_VERSION, RecordedImage, VolumeRecord, VolumeState};
+use super::shared;
 use super::unpublish::Target;
 use super::{
-    PublishRequest, Published, VolumeError, Volumes, canonical, lock::VolumeLock, make_dir,
+    PublishRequest, Published, Standing, VolumeError, Volumes, canonical, lock::VolumeLock,
+    make_dir,
 };
 use crate::layer::index::Attrs;
 use crate::layer::steps;
@@ -17,7 +19,7 @@ use crate::union::{self, Backend, MountError, MountPlan, Writable};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,28 +49,36 @@ pub(super) struct Staged {
 }
 
 impl Volumes {
-    /// Whether a volume is recorded and mounted in just this way, so that there
-    /// is nothing to do. Does not wait for whoever works on the volume.
-    pub fn is_published(
+    /// What there is of a volume in just this way. Does not wait for whoever works
+    /// on the volume.
+    pub fn standing(
         &self,
         volume_id: &str,
         target: &Path,
         read_only: bool,
         mount_group: Option<u32>,
         attributes: &std::collections::BTreeMap<String, String>,
-    ) -> Result<bool, VolumeError> {
+    ) -> Result<Standing, VolumeError> {
         let dir = record::directory(&self.store, volume_id);
         let look = || {
             let Some(record) = self.read_record(&dir, target)? else {
-                return Ok(false);
+                return Ok(Standing::Unknown);
             };
-            Ok(record.state == VolumeState::Mounted
-                && record.boot == self.store.boot()
-                && record.target == canonical(target)?
+            let is_same = record.target == canonical(target)?
                 && record.read_only == read_only
                 && record.mount_group == mount_group
-                && record.attributes == *attributes
-                && self.shows(&record)?)
+                && record.attributes == *attributes;
+            let was_seen = matches!(record.state, VolumeState::Mounted | VolumeState::Returning);
+            if !is_same || !was_seen {
+                return Ok(Standing::Unknown);
+            }
+            let is_mounted = record.state == VolumeState::Mounted
+                && record.boot == self.store.boot()
+                && self.shows(&record)?;
+            Ok(match is_mounted {
+                true => Standing::Published,
+                false => Standing::Recorded,
+            })
         };
         look().map_err(VolumeError::unclear(volume_id))
     }
@@ -202,9 +212,10 @@ impl Volumes {
     ) -> Result<Published, VolumeError> {
         let exists = self.check_target(&target, request.create_target)?;
         // What is staged carries a lease, so that it is not collected before it is pinned.
-        let shared = self.store.lock_shared().map_err(VolumeError::Store)?;
-        let staged = self.stage_for(request, None, request.union, progress, &shared)?;
-        let plan = MountPlan {
+        let held = self.store.lock_shared().map_err(VolumeError::Store)?;
+        let label = self.label(request.label.as_deref());
+        let staged = self.stage_for(request, None, request.union, progress, &held)?;
+        let mut plan = MountPlan {
             backend: staged.backend,
             branches: staged
                 .branches
@@ -218,11 +229,13 @@ impl Volumes {
             }),
             target: target.clone(),
             staging: dir.join("staging"),
-            sub_path: None,
+            sub_path: request.sub_path.clone(),
             read_only: request.read_only,
-            label: None,
-            xino: Some(self.xino_path(dir)?),
+            label,
+            xino: None,
         };
+        let shared = shared::id_of(&plan, request.owner);
+        plan.xino = Some(self.xino_of(dir, shared.as_deref())?);
         let mut record = VolumeRecord {
             version: RECORD_VERSION,
             volume_id: request.volume_id.clone(),
@@ -238,6 +251,7 @@ impl Volumes {
             attributes: request.attributes.clone(),
             plan,
             aufs_id: None,
+            shared,
             boot: self.store.boot().to_owned(),
             mount_namespace: self.namespace,
             created: crate::layer::store::now(),
@@ -317,7 +331,11 @@ impl Volumes {
             .join(&staged, self.format(chosen))
             .map_err(VolumeError::Stage)?;
         let mut branches = form.branches.clone();
-        if branches.is_empty() || request.read_only && !form.root_fits {
+        // A bind cannot give files a label, and overlayfs does not mount a
+        // single branch.
+        let is_labelled = request.read_only && self.label(request.label.as_deref()).is_some();
+        let needs_second = is_labelled && chosen == Backend::Overlay && branches.len() == 1;
+        if branches.is_empty() || request.read_only && !form.root_fits || needs_second {
             let root = stager
                 .root_branch(&Attrs::from(&form.root), &leases[0])
                 .map_err(VolumeError::Stage)?;
@@ -331,7 +349,7 @@ impl Volumes {
                     manifest: staged.image.manifest,
                 })
                 .collect(),
-            backend: chosen.for_volume(branches.len(), request.read_only),
+            backend: chosen.for_volume(branches.len(), request.read_only && !is_labelled),
             branches,
             form,
             leases,
@@ -347,7 +365,10 @@ impl Volumes {
         form: &SealedForm,
     ) -> Result<Attrs, VolumeError> {
         let mut root = Attrs::from(&form.root);
-        if let Some(group) = record.mount_group {
+        if let Some(group) = record.mount_group
+            // Else it is another directory that the pod sees.
+            && record.plan.sub_path.is_none()
+        {
             // As kubelet does for a whole tree, but to this directory only.
             root.gid = group;
             root.mode |= 0o2070;
@@ -380,9 +401,14 @@ impl Volumes {
                 _ => {}
             }
         }
+        if let Some(shared) = record.shared.clone() {
+            self.mount_shared(dir, record, &shared)?;
+            record.state = VolumeState::Mounted;
+            return record::write(dir, record).map_err(VolumeError::Store);
+        }
         make_dir(&record.plan.staging, 0o700)?;
         let mounted = union::mount(self.host.as_ref(), &record.plan, &self.probe()?.features())
-            .map_err(VolumeError::Mount)?;
+            .map_err(|error| of_mount(error, record))?;
         record.aufs_id = mounted.aufs_id;
         if let (Backend::Aufs, Some(writable), Some(root)) =
             (record.plan.backend, &record.plan.writable, root)
@@ -391,6 +417,12 @@ impl Volumes {
             // sets its time. Not through the mount, where times are cut to
             // seconds; AUFS asks the branch at each stat.
             self.finish_root(record, &writable.upper, root)?;
+        }
+        if let (Some(group), Some(_), Some(_)) = (record.mount_group, root, &record.plan.sub_path) {
+            give_group(&record.target, group).map_err(|source| VolumeError::Group {
+                target: record.target.clone(),
+                source,
+            })?;
         }
         steps::before("remove the staging directory");
         fs::remove_dir(dir.join("staging"))
@@ -466,6 +498,33 @@ impl Volumes {
             .map_err(StoreError::io("create", &base))
             .map_err(VolumeError::Store)?;
         Ok(base.join(dir.file_name().unwrap_or_default()))
+    }
+}
+
+/// Makes a directory one that a group may write to, as kubelet does for a whole
+/// tree with fsGroup. Through a union that copies up the directory's metadata and
+/// nothing that is in it.
+fn give_group(directory: &Path, group: u32) -> io::Result<()> {
+    steps::before("give the directory its group");
+    let directory = fs::File::open(directory)?;
+    let mode = directory.metadata()?.permissions().mode();
+    std::os::unix::fs::fchown(&directory, None, Some(group))?;
+    // After the owner, for that may clear bits.
+    directory.set_permissions(fs::Permissions::from_mode((mode | 0o2070) & 0o7777))
+}
+
+/// A failed mount in the words of whoever asked for it.
+pub(super) fn of_mount(error: MountError, record: &VolumeRecord) -> VolumeError {
+    match error {
+        MountError::SubPath { sub_path, what } => {
+            let images = record.images.iter().map(|image| image.image.as_str());
+            VolumeError::SubPath {
+                sub_path,
+                what,
+                image: images.collect::<Vec<_>>().join(", "),
+            }
+        }
+        error => VolumeError::Mount(error),
     }
 }
 

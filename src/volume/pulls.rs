@@ -168,19 +168,25 @@ impl Pulls {
     /// Removes what was fetched for pulls that nobody has gone on with, by this
     /// process or by an earlier one.
     pub(super) fn expire(&self) -> Result<(), StoreError> {
+        self.expire_after(KEPT).map(drop)
+    }
+
+    /// As [`Pulls::expire`], of what was not written to for this time. What is being
+    /// fetched or unpacked stays. Gives the number of blobs.
+    pub(super) fn expire_after(&self, age: Duration) -> Result<usize, StoreError> {
         let dir = self.store.root().join(BLOBS);
         if !dir.exists() {
-            return Ok(());
+            return Ok(0);
         }
         let remove = || -> io::Result<usize> {
             let spools = Spools::open(&dir, self.store.boot())?;
-            Ok(spools.clean()? + spools.expire(KEPT)?)
+            Ok(spools.clean()? + spools.expire(age)?)
         };
         let removed = remove().map_err(StoreError::io("remove old downloads from", &dir))?;
         if removed > 0 {
             tracing::info!(removed, "removed what was fetched and never used");
         }
-        Ok(())
+        Ok(removed)
     }
 
     /// Reads what can be read before the first image is wanted, so that a fault of

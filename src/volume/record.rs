@@ -103,6 +103,9 @@ pub struct VolumeRecord {
     /// directories must stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aufs_id: Option<String>,
+    /// The union that it shares with other volumes, by its directory in `shared/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<String>,
     /// Boot in which it was mounted.
     pub boot: String,
     /// Inode of the mount namespace in which it was mounted: nobody in another

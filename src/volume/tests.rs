@@ -16,6 +16,8 @@ use rustix::io::Errno;
 use std::time::Duration;
 
 mod failures;
+mod labels;
+mod shared;
 
 /// A node: its directories, and how volumes are asked for.
 struct Node {
@@ -167,6 +169,14 @@ impl Node {
             && (self.read_only || self.volume().join("upper").exists())
     }
 
+    /// What is mounted, but for unions that volumes share: whether one of these is
+    /// left is seen by its directory.
+    fn mounted(&self, host: &FakeHost) -> Vec<PathBuf> {
+        let mut mounted = host.mounted();
+        mounted.retain(|at| !at.starts_with(self.path("store/shared")));
+        mounted
+    }
+
     fn names(&self, dir: &str) -> Vec<std::ffi::OsString> {
         let entries = fs::read_dir(self.path(dir)).into_iter().flatten();
         entries.map(|entry| entry.unwrap().file_name()).collect()
@@ -177,7 +187,7 @@ impl Node {
     fn is_clear(&self, host: &FakeHost, others: &[PathBuf], what: &str) {
         assert_eq!(host.mounted(), others, "{what}: mounts");
         assert_eq!(host.superblocks(), others.len(), "{what}: unions");
-        for dir in ["store/volumes", "store/ingest", "run/xino"] {
+        for dir in ["store/volumes", "store/shared", "store/ingest", "run/xino"] {
             assert!(self.names(dir).is_empty(), "{what}: {dir}");
         }
         assert!(!self.target().exists(), "{what}: the target");

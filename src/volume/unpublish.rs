@@ -116,14 +116,22 @@ impl Volumes {
                 paths.push(record.target.as_path());
             }
             paths.push(&record.plan.staging);
-            self.unmount_within(&record.target, &paths, record.aufs_id.as_deref(), patience)?;
+            match record.shared {
+                // The union stays for others; of its end, see below.
+                Some(_) => self.detach_within(&record.target, &paths, patience)?,
+                None => {
+                    let aufs_id = record.aufs_id.as_deref();
+                    self.unmount_within(&record.target, &paths, aufs_id, patience)?;
+                }
+            }
         } else {
             self.leave(dir, &mut record, false)?;
         }
         if target == Target::Own && (record.target_created || record.owner == Owner::Plugin) {
             remove_target(&record.target)?;
         }
-        if let Some(xino) = &record.plan.xino {
+        self.leave_shared(dir, &record, patience)?;
+        if let (Some(xino), None) = (&record.plan.xino, &record.shared) {
             self.host
                 .remove_stale(xino)
                 .map_err(StoreError::io("remove", xino))
@@ -243,6 +251,23 @@ impl Volumes {
             self.log_holders(target);
         }
         result.map(drop).map_err(VolumeError::Unmount)
+    }
+
+    /// Takes the mounts at these paths down, and not the union behind them.
+    fn detach_within(
+        &self,
+        target: &Path,
+        paths: &[&Path],
+        patience: Duration,
+    ) -> Result<(), VolumeError> {
+        for path in paths {
+            let result = union::detach(self.host.as_ref(), path, patience);
+            if let Err(UnmountError::Busy { .. }) = &result {
+                self.log_holders(target);
+            }
+            result.map_err(VolumeError::Unmount)?;
+        }
+        Ok(())
     }
 
     /// Names who keeps a volume from being unmounted: the operator's only lead.

@@ -67,6 +67,9 @@ impl Volumes {
             // Directories in which something was mounted when the store was opened.
             lock::remove_idle(&self.store.volumes_dir()).map_err(VolumeError::Store)?;
         }
+        let (ended, stuck) = self.tidy_shared()?;
+        upkeep.done.extend(vec!["shared"; ended]);
+        upkeep.stuck += stuck;
         Ok(upkeep)
     }
 

@@ -155,6 +155,13 @@ impl Node {
 
     /// Mount points below the node's directory, one for each mount.
     pub(crate) fn mounts(&self) -> Vec<PathBuf> {
+        let mut mounts = self.all_mounts();
+        // What volumes share is no volume.
+        mounts.retain(|at| !at.starts_with(self.store().join("shared")));
+        mounts
+    }
+
+    fn all_mounts(&self) -> Vec<PathBuf> {
         let base = self.test.path();
         let table = LinuxHost.mount_table().unwrap();
         let all = table.into_iter().map(|entry| entry.mount_point);
@@ -172,7 +179,7 @@ impl Node {
 
     /// Takes every mount away, as a reboot does.
     pub(crate) fn unmount_all(&self) {
-        for at in self.mounts().iter().rev() {
+        for at in self.all_mounts().iter().rev() {
             LinuxHost.unmount(at).unwrap();
         }
     }
@@ -199,11 +206,12 @@ impl Node {
     /// Nothing is left of any volume: no mount, no directory, no lock file, and
     /// nothing in the making.
     pub(crate) fn has_no_volumes(&self, what: &str) {
-        assert_eq!(self.mounts(), Vec::<PathBuf>::new(), "{what}: mounts");
+        assert_eq!(self.all_mounts(), Vec::<PathBuf>::new(), "{what}: mounts");
         for (place, dir) in [
             ("volumes", self.store().join("volumes")),
             ("ingest", self.store().join("ingest")),
             ("probe", self.store().join("probe")),
+            ("shared", self.store().join("shared")),
             ("xino", self.run_dir().join("xino")),
             ("pods", self.kubelet_root().join("pods")),
         ] {
@@ -242,7 +250,7 @@ fn isolate() {
 impl Drop for Node {
     fn drop(&mut self) {
         // Of a test that failed; otherwise there are none.
-        for at in self.mounts().iter().rev() {
+        for at in self.all_mounts().iter().rev() {
             let _ = LinuxHost.unmount(at);
         }
     }

@@ -196,11 +196,12 @@ async fn a_pod_has_several_images_in_one_volume() {
         let actual = read(&volume.target()).unwrap();
         assert_same("at first", &expected, &actual, Compared::ALL);
     }
-    let text = |name: &str| fs::read_to_string(volume.target().join(name)).unwrap();
+    let target = volume.target();
+    let text = |name: &str| fs::read_to_string(target.join(name)).unwrap();
     assert_eq!(text("d/hidden"), "of the patch");
     assert_eq!(text("changed"), "after");
     // A kubelet that starts again asks for it again.
-    fs::write(volume.target().join("new"), "by the pod").unwrap();
+    fs::write(target.join("new"), "by the pod").unwrap();
     kubelet.set_up(&mut volume).await.unwrap();
     assert_eq!(text("new"), "by the pod");
     // The other way round it is another volume.

@@ -4,6 +4,8 @@
 use super::in_time;
 use super::registry::server::{Auth, PASSWORD, Registry, USER};
 use super::site::{Site, layers, push};
+use aufs_csi::layer::collect::{Aim, Marks};
+use aufs_csi::volume::CollectSettings;
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -68,15 +70,20 @@ impl Provider {
     }
 
     async fn site(&self) -> Site {
+        self.site_with(&[]).await
+    }
+
+    /// With further options of the plugin.
+    async fn site_with(&self, flags: &[&str]) -> Site {
         let shown = |path: &Path| path.display().to_string();
         let (config, bin) = (shown(&self.path("config")), shown(&self.path("bin")));
-        Site::with(&[
+        let providers = [
             "--image-credential-provider-config",
             &config,
             "--image-credential-provider-bin-dir",
             &bin,
-        ])
-        .await
+        ];
+        Site::with(&[&providers, flags].concat()).await
     }
 }
 
@@ -113,6 +120,59 @@ async fn a_provider_is_asked_once_for_many_pods_of_a_registry() {
     let image = asked[0]["image"].as_str().unwrap();
     assert!(image.starts_with(locked.address()), "{image}");
     site.node.has_no_volumes("afterwards");
+}
+
+#[tokio::test]
+async fn what_is_prefetched_comes_with_the_nodes_credentials_and_stays() {
+    let open = Registry::open();
+    let pushed = push(&open, "providers/early:1", layers(954, 2, 20_000));
+    let locked = open.with_auth(Auth::Basic);
+    let provider = Provider::new(locked.address());
+    provider.knows(locked.address(), PASSWORD, "1h");
+    let image = pushed.at(locked.address());
+    let site = provider.site_with(&["--prefetch", &image]).await;
+    let volumes = &site.node.test.volumes;
+    in_time("the image before any pod", async {
+        while volumes.images().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let name = format!("docker://{image}");
+    in_time("the pin", async {
+        while volumes.images().unwrap()[0].kept != [format!("prefetch of {name}")] {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    // Without a minimum age, and although nobody uses it.
+    let settings = CollectSettings {
+        marks: Marks {
+            min_age: Duration::ZERO,
+            ..Marks::default()
+        },
+        prefetch: Vec::new(),
+    };
+    volumes.set_collection(settings);
+    let collect = volumes.collect(Aim::All, true).unwrap().unwrap();
+    assert_eq!(volumes.images().unwrap().len(), 1, "{collect:?}");
+    // A pod needs access all the same; its node has it.
+    let mut volume = site.kubelet.volume(&image);
+    site.ready(&mut volume).await;
+    pushed.is_at("prefetched", &volume);
+    site.kubelet.delete(&mut volume).await;
+    // When the plugin ends, so does its list.
+    let Site { node, driver, .. } = site;
+    drop(driver);
+    node.test.volumes.collect(Aim::All, true).unwrap();
+    let left = node.test.volumes.images().unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    let access = node.test.path().join("store/access");
+    let layers = fs::read_dir(access).unwrap().filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().ends_with(".layer.json")
+    });
+    assert_eq!(layers.count(), 0, "who delivered layers that are gone");
 }
 
 #[tokio::test]

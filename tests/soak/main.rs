@@ -65,7 +65,7 @@ impl Random {
 
 /// A volume as it should be.
 struct Volume {
-    image: usize,
+    images: Vec<usize>,
     read_only: bool,
     shows: Tree,
     /// Files that were written to it, by number.
@@ -166,37 +166,45 @@ impl Soak {
         self.volumes.keys().nth(number as usize).cloned()
     }
 
+    fn any_image(&mut self) -> usize {
+        self.random.below(self.node.images.len() as u64) as usize
+    }
+
     /// A new volume, or one again that is there.
-    fn wanted(&mut self) -> (String, usize, bool) {
+    fn wanted(&mut self) -> (String, Vec<usize>, bool) {
         if let Some(id) = self.any_volume()
             && self.random.below(6) == 0
         {
             let volume = &self.volumes[&id];
-            return (id, volume.image, volume.read_only);
+            return (id, volume.images.clone(), volume.read_only);
         }
         self.next += 1;
-        let image = self.random.below(self.node.images.len() as u64) as usize;
-        (format!("v{}", self.next), image, self.random.below(3) == 0)
+        let mut images = vec![self.any_image()];
+        let second = self.any_image();
+        if self.random.below(4) == 0 && second != images[0] {
+            images.push(second);
+        }
+        (format!("v{}", self.next), images, self.random.below(3) == 0)
     }
 
     fn publish(&mut self, what: &str) {
         if self.volumes.len() >= MAX_VOLUMES {
             return self.unpublish(what);
         }
-        let (id, image, read_only) = self.wanted();
-        self.publish_this(&id, image, read_only, what);
+        let (id, images, read_only) = self.wanted();
+        self.publish_this(&id, &images, read_only, what);
     }
 
     /// In this process, to the end; what came of it is in the model.
-    fn publish_this(&mut self, id: &str, image: usize, read_only: bool, what: &str) {
-        match self.node.publish(id, image, read_only) {
+    fn publish_this(&mut self, id: &str, images: &[usize], read_only: bool, what: &str) {
+        match self.node.publish(id, images, read_only) {
             Ok(existed) => {
                 self.counts.published += 1;
                 assert_eq!(existed, self.volumes.contains_key(id), "{what}: {id}");
                 if !existed {
-                    let shows = self.node.images[image].shows.clone();
+                    let shows = self.node.shows(images);
                     let volume = Volume {
-                        image,
+                        images: images.to_vec(),
                         read_only,
                         shows,
                         written: BTreeMap::new(),
@@ -292,7 +300,7 @@ impl Soak {
     }
 
     fn stage(&mut self) {
-        let image = self.random.below(self.node.images.len() as u64) as usize;
+        let image = self.any_image();
         match self.node.stage(image) {
             Ok(()) => self.counts.staged += 1,
             Err(error) => self.full(&error, "stage"),
@@ -318,7 +326,7 @@ impl Soak {
     /// Two at once: one collects or stages, killed or not, the other publishes.
     fn together(&mut self, what: &str) {
         let point = self.random.below(2) * (1 + self.random.below(MAX_POINT));
-        let image = self.random.below(self.node.images.len() as u64) as usize;
+        let image = self.any_image();
         let work = match self.random.below(3) {
             0 => Work::Stage(image),
             _ => Work::Collect(self.random.below(8) == 0),
@@ -331,7 +339,7 @@ impl Soak {
     }
 
     fn order(&mut self, point: u64) -> Order {
-        let image = self.random.below(self.node.images.len() as u64) as usize;
+        let image = self.any_image();
         let work = match self.random.below(5) {
             0 => Work::Stage(image),
             1 | 2 => Work::Collect(self.random.below(4) == 0),
@@ -340,8 +348,8 @@ impl Soak {
                 None => Work::Collect(true),
             },
             _ => {
-                let (id, image, read_only) = self.wanted();
-                Work::Publish(id, image, read_only)
+                let (id, images, read_only) = self.wanted();
+                Work::Publish(id, images, read_only)
             }
         };
         Order { work, point }
@@ -354,26 +362,26 @@ impl Soak {
                 self.node.unpublish(id, what);
                 self.volumes.remove(id);
             }
-            Work::Publish(id, image, read_only) => {
+            Work::Publish(id, images, read_only) => {
                 if self.volumes.contains_key(id) {
                     // It was there all the time.
-                    self.publish_this(id, *image, *read_only, what);
+                    self.publish_this(id, images, *read_only, what);
                 } else if self.random.below(2) == 0 {
                     self.node.unpublish(id, what);
                 } else {
-                    self.take(id, *image, *read_only, what);
+                    self.take(id, images, *read_only, what);
                 }
             }
         }
     }
 
     /// Asks for a volume that may be there by now, or not.
-    fn take(&mut self, id: &str, image: usize, read_only: bool, what: &str) {
-        match self.node.publish(id, image, read_only) {
+    fn take(&mut self, id: &str, images: &[usize], read_only: bool, what: &str) {
+        match self.node.publish(id, images, read_only) {
             Ok(_) => {
-                let shows = self.node.images[image].shows.clone();
+                let shows = self.node.shows(images);
                 let volume = Volume {
-                    image,
+                    images: images.to_vec(),
                     read_only,
                     shows,
                     written: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! The node: a small disk, its images, and what can be asked of it.
 
 use super::support::entry::{Layer, dir, file, opaque, whiteout};
-use super::support::model::flatten;
+use super::support::model::{flatten, merge};
 use super::support::node::{TestNode, chain, union};
 use super::support::oci_layout::OciLayout;
 use super::support::tarball::{Compression, tars};
@@ -15,7 +15,8 @@ use aufs_csi::layer::collect::{Aim, Marks};
 use aufs_csi::pull::PullPolicy;
 use aufs_csi::union::unmount;
 use aufs_csi::volume::{
-    CollectSettings, Owner, PublishRequest, UnpublishRequest, VolumeError, VolumeOptions, Volumes,
+    CollectSettings, ImageRequest, PublishRequest, UnpublishRequest, VolumeError, VolumeOptions,
+    Volumes,
 };
 use std::collections::BTreeSet;
 use std::fs;
@@ -72,21 +73,13 @@ pub(crate) fn target(dir: &Path, id: &str) -> PathBuf {
     dir.join("targets").join(id)
 }
 
-pub(crate) fn request(dir: &Path, id: &str, image: usize, read_only: bool) -> PublishRequest {
+pub(crate) fn request(dir: &Path, id: &str, images: &[usize], read_only: bool) -> PublishRequest {
+    let images = images.iter().map(|&image| source(dir, image));
+    let images = images.map(ImageRequest::unconfined).collect();
     PublishRequest {
-        volume_id: id.to_owned(),
-        source: source(dir, image),
-        source_root: None,
-        pull: Default::default(),
-        platform: None,
-        target: target(dir, id),
-        create_target: true,
         read_only,
         union: union(),
-        mount_group: None,
-        attributes: Default::default(),
-        owner: Owner::Command,
-        pod: None,
+        ..PublishRequest::of_images(id, images, target(dir, id))
     }
 }
 
@@ -171,6 +164,18 @@ impl Node {
         target(self.dir.path(), id)
     }
 
+    /// What a volume of these images shows at first.
+    pub(crate) fn shows(&self, images: &[usize]) -> Tree {
+        let trees: Vec<Tree> = images
+            .iter()
+            .map(|&image| self.images[image].shows.clone())
+            .collect();
+        match &trees[..] {
+            [only] => only.clone(),
+            several => merge(several),
+        }
+    }
+
     fn store(&self, inside: &str) -> PathBuf {
         self.dir.path().join("disk/store").join(inside)
     }
@@ -179,10 +184,10 @@ impl Node {
     pub(crate) fn publish(
         &self,
         id: &str,
-        image: usize,
+        images: &[usize],
         read_only: bool,
     ) -> Result<bool, VolumeError> {
-        let request = request(self.dir.path(), id, image, read_only);
+        let request = request(self.dir.path(), id, images, read_only);
         let published = self.volumes().publish(&request, &())?;
         Ok(published.existed)
     }
@@ -264,7 +269,8 @@ impl Node {
         assert_eq!(names(&self.store("layers")), files, "{what}: layers");
         let images = self.volumes().images().unwrap();
         let images: BTreeSet<&String> = images.iter().map(|image| &image.manifest).collect();
-        let needed = list.iter().map(|volume| &volume.manifest).collect();
+        let needed = list.iter().flat_map(|volume| &volume.images);
+        let needed = needed.map(|image| &image.manifest).collect();
         assert_eq!(images, needed, "{what}: images");
         assert_eq!(
             names(&self.store("ingest")),

@@ -21,7 +21,7 @@ pub(crate) enum Work {
     Stage(usize),
     /// All that may go, or only what has to.
     Collect(bool),
-    Publish(String, usize, bool),
+    Publish(String, Vec<usize>, bool),
     Unpublish(String),
 }
 
@@ -44,7 +44,10 @@ impl Running {
         let work = match &order.work {
             Work::Stage(image) => format!("stage\n{image}"),
             Work::Collect(all) => format!("collect\n{all}"),
-            Work::Publish(id, image, read_only) => format!("publish\n{id}\n{image}\n{read_only}"),
+            Work::Publish(id, images, read_only) => {
+                let images: Vec<String> = images.iter().map(ToString::to_string).collect();
+                format!("publish\n{id}\n{}\n{read_only}", images.join(" "))
+            }
             Work::Unpublish(id) => format!("unpublish\n{id}"),
         };
         let orders = format!("{}\n{}\n{work}", dir.display(), order.point);
@@ -97,8 +100,9 @@ pub(crate) fn run() {
         }
         ["collect", "true"] => volumes.collect(Aim::All, true).map(drop),
         ["collect", _] => volumes.collect(Aim::Marks, true).map(drop),
-        ["publish", id, image, read_only] => {
-            let request = request(dir, id, number(image), *read_only == "true");
+        ["publish", id, images, read_only] => {
+            let images: Vec<usize> = images.split(' ').map(number).collect();
+            let request = request(dir, id, &images, *read_only == "true");
             volumes.publish(&request, &()).map(drop)
         }
         ["unpublish", id] => volumes.unpublish(&unpublish_request(dir, id)),

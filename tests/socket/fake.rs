@@ -7,9 +7,10 @@ use aufs_csi::image::digest::Digest;
 use aufs_csi::layer::ingest;
 use aufs_csi::stage::{Progress, Pulled};
 use aufs_csi::volume::stats::{Amount, Usage};
-use aufs_csi::volume::{ErrorKind, Pod, PublishRequest, UnpublishRequest};
+use aufs_csi::volume::{ErrorKind, Pod, PublishRequest, Standing, UnpublishRequest};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub(crate) struct Fake {
     fails_with: Mutex<Option<ErrorKind>>,
     gate: Mutex<Gate>,
     gate_moved: Condvar,
+    is_rebooted: AtomicBool,
 }
 
 /// A volume that is there.
@@ -67,6 +69,11 @@ impl Fake {
     /// How the volume was asked for, if it is published.
     pub(crate) fn published(&self, volume_id: &str) -> Option<PublishRequest> {
         self.volumes.lock().unwrap().get(volume_id)?.request.clone()
+    }
+
+    /// No volume is mounted any more, and all are remembered.
+    pub(crate) fn reboot(&self) {
+        self.is_rebooted.store(true, Ordering::SeqCst);
     }
 
     /// A volume that was published before the server was started.
@@ -125,13 +132,18 @@ impl Fake {
 impl VolumeService for Fake {
     type Error = FakeError;
 
-    fn is_published(&self, wanted: &Wanted) -> Result<bool, FakeError> {
+    fn standing(&self, wanted: &Wanted) -> Result<Standing, FakeError> {
         let volumes = self.volumes.lock().unwrap();
-        Ok(volumes.get(&wanted.volume_id).is_some_and(|volume| {
+        let is_same = |volume: &&Published| {
             volume.target == wanted.target
                 && volume.read_only == wanted.read_only
                 && volume.attributes == wanted.attributes
-        }))
+        };
+        Ok(match volumes.get(&wanted.volume_id).filter(is_same) {
+            None => Standing::Unknown,
+            Some(_) if self.is_rebooted.load(Ordering::SeqCst) => Standing::Recorded,
+            Some(_) => Standing::Published,
+        })
     }
 
     fn publish(&self, request: &PublishRequest, progress: &dyn Progress) -> Result<(), FakeError> {

@@ -156,7 +156,6 @@ impl<W: io::Write> Exporter<W> {
                 entry.link = first.clone();
                 return self.write(&entry);
             }
-            self.linked.insert(stat.st_ino, path.to_vec());
         }
         match kind {
             EntryKind::Symlink => {
@@ -167,11 +166,27 @@ impl<W: io::Write> Exporter<W> {
             EntryKind::CharDevice | EntryKind::BlockDevice => {
                 entry.device = (major(stat.st_rdev), minor(stat.st_rdev));
             }
-            EntryKind::File => return self.file(path, directory, file, entry),
+            EntryKind::File => {
+                if self.file(path, directory, file, entry)? {
+                    self.remember(path, kind, &stat);
+                }
+                return Ok(());
+            }
             EntryKind::Directory | EntryKind::Fifo | EntryKind::HardLink => {}
         }
-        self.write(&entry)
+        self.write(&entry)?;
+        self.remember(path, kind, &stat);
+        Ok(())
     }
+
+    /// Other names of it are links to this one, which is in the archive now.
+    fn remember(&mut self, path: &[u8], kind: EntryKind, stat: &Stat) {
+        if kind != EntryKind::Directory && stat.st_nlink > 1 {
+            self.linked.insert(stat.st_ino, path.to_vec());
+        }
+    }
+
+    /// Whether it was there to be written.
 
     fn file(
         &mut self,
@@ -179,11 +194,14 @@ impl<W: io::Write> Exporter<W> {
         directory: BorrowedFd<'_>,
         file: &[u8],
         mut entry: Entry,
-    ) -> Result<(), ChangesError> {
+    ) -> Result<bool, ChangesError> {
         // The pod may put a fifo there at any moment: do not wait for it.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = openat(directory, file, flags, Mode::empty()).map_err(read_error(path))?;
         let stat = fstat(fd.as_fd()).map_err(read_error(path))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(false);
+        }
         entry.size = u64::try_from(stat.st_size).unwrap_or_default();
         self.write(&entry)?;
         let mut data = File::from(fd).take(entry.size);
@@ -203,6 +221,6 @@ impl<W: io::Write> Exporter<W> {
                 .data(&self.block[..length])
                 .map_err(|source| ChangesError::Write { source })?;
         }
-        Ok(())
+        Ok(true)
     }
 }

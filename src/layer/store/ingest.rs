@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 /// A name in `ingest/` with the lock of its owner, which goes with it.
 #[derive(Debug)]
 pub(super) struct Claim {
-    path: PathBuf,
+    /// Where its owner may work.
+    work: PathBuf,
     lock_path: PathBuf,
     lock: File,
 }
@@ -36,7 +37,7 @@ impl Claim {
                 .map_err(StoreError::io("read", &lock_path))?;
             if fs::metadata(&lock_path).is_ok_and(|found| found.ino() == ours.ino()) {
                 return Ok(Claim {
-                    path: base.join(&name),
+                    work: base.join(&name),
                     lock_path,
                     lock,
                 });
@@ -49,16 +50,16 @@ impl Claim {
         &self.lock
     }
 
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
+    /// Where that is.
+    pub(super) fn lock_path(&self) -> &Path {
         &self.lock_path
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.path, &self.lock_path) {
-            tracing::warn!(path = %self.path.display(), error = &error as &dyn std::error::Error,
+        if let Err(error) = remove(&self.work, &self.lock_path) {
+            tracing::warn!(path = %self.work.display(), error = &error as &dyn std::error::Error,
                 "what is left of work stays until the next start");
         }
     }
@@ -78,16 +79,16 @@ impl Ingest {
         steps::before("make the directory of work");
         fs::DirBuilder::new()
             .mode(0o700)
-            .create(&claim.path)
-            .map_err(StoreError::io("create", &claim.path))?;
+            .create(&claim.work)
+            .map_err(StoreError::io("create", &claim.work))?;
         // All trees begin in it.
-        bare(&claim.path)?;
+        bare(&claim.work)?;
         Ok(Ingest { claim })
     }
 
     /// The directory.
     pub fn path(&self) -> &Path {
-        &self.claim.path
+        &self.claim.work
     }
 
     /// Makes a directory in it and opens it.

@@ -2,15 +2,15 @@
 //!
 //! Whoever stages an image or mounts a volume names the branches and images
 //! that it relies on, in the file of a lock in `ingest/` that the kernel lets go
-//! when its owner dies, however it dies. Names are added under the commit lock,
-//! and collection reads them under the same lock: it sees a name before it
-//! removes, or whoever looks for the branch afterwards sees that it is gone.
+//! when its owner dies, however it dies. Names are added under the lock of leases,
+//! and collection reads them and removes under the same lock: it sees a name before
+//! it removes, or whoever looks for the branch afterwards sees that it is gone.
 //! So nothing has to be locked for as long as a pull takes.
 
 use super::ingest::{Claim, remove_dead};
 use super::{BranchId, Store, StoreError};
 use crate::layer::steps;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
@@ -131,7 +131,7 @@ impl Lease {
     }
 
     fn append(&self, store: &Store, text: &str) -> Result<(), StoreError> {
-        let _commits = store.lock_commits()?;
+        let _leases = store.lock_leases()?;
         self.write(text)
     }
 
@@ -139,7 +139,7 @@ impl Lease {
         steps::before("write what is relied on");
         let file = self.claim.file();
         let before = file.metadata().map(|metadata| metadata.len());
-        let path = self.claim.path();
+        let path = self.claim.lock_path();
         (&mut &*file).write_all(text.as_bytes()).map_err(|error| {
             // On a full disk half a line may be there, which nobody can read.
             if let Ok(length) = before {
@@ -152,7 +152,7 @@ impl Lease {
 
 impl Store {
     /// What all leases of this store name; none where one cannot be read, for
-    /// then anything may be relied on. The caller holds the commit lock.
+    /// then anything may be relied on. The caller holds [`Store::lock_leases`].
     pub(super) fn leases(&self) -> Result<Option<Vec<Held>>, StoreError> {
         let base = self.root().join("ingest");
         let mut all = Vec::new();
@@ -174,9 +174,18 @@ impl Store {
         Ok(Some(all))
     }
 
+    /// Held for as long as it takes to add a name, or to remove something that
+    /// nobody has named.
+    pub(super) fn lock_leases(&self) -> Result<File, StoreError> {
+        super::lock(
+            &self.root().join("store.lease.lock"),
+            super::Sharing::Exclusive,
+        )
+    }
+
     /// As [`super::Removal::leases`], for who only looks.
     pub fn held(&self) -> Result<Option<Vec<Held>>, StoreError> {
-        let _commits = self.lock_commits()?;
+        let _leases = self.lock_leases()?;
         self.leases()
     }
 
@@ -191,8 +200,7 @@ mod tests {
     use super::*;
 
     fn names(store: &Store) -> Vec<Held> {
-        let _commits = store.lock_commits().unwrap();
-        store.leases().unwrap().expect("readable leases")
+        store.held().unwrap().expect("readable leases")
     }
 
     #[test]
@@ -237,8 +245,7 @@ mod tests {
         let path = store.root().join("ingest/1-2-3.lock");
         for text in ["for x\nbranch 123", "for x\nstack 1\n", "branch x\n"] {
             fs::write(&path, text).unwrap();
-            let _commits = store.lock_commits().unwrap();
-            assert_eq!(store.leases().unwrap(), None, "{text:?}");
+            assert_eq!(store.held().unwrap(), None, "{text:?}");
         }
     }
 }

@@ -2,13 +2,16 @@
 //!
 //! A branch ends as it begins, by its record: with `layers/<id>.json` gone, it is
 //! no branch any more. That, and moving its content out of the way, happens under
-//! the commit lock, together with the last look at who needs it; the content is
+//! the locks of commits and leases, together with the last look at who needs it; the content is
 //! removed when nobody waits any more, and not before it is on disk that the
 //! record is gone. What a kill leaves between any two steps is found by the next
 //! collection ([`Removal::residue`]) or start.
 
-use super::records::{IndexRecord, ReferenceRecord, StackRecord};
-use super::{BranchId, Held, ImageRecord, Store, StoreError, read_json, remove_directory, unique};
+use super::records::{IndexRecord, ReferenceRecord};
+use super::{
+    BranchId, Held, ImageRecord, StackRecord, Store, StoreError, read_json, remove_directory,
+    unique,
+};
 use crate::layer::steps;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -23,7 +26,8 @@ pub struct Collecting(#[expect(dead_code, reason = "held for its flock, released
 #[derive(Debug)]
 pub struct Removal<'a> {
     store: &'a Store,
-    commits: File,
+    /// Of commits and of leases.
+    locks: [File; 2],
     /// Content that is nobody's any more.
     gone: Vec<PathBuf>,
     changed: bool,
@@ -52,7 +56,8 @@ impl Store {
     pub fn begin_removal(&self, _: &Collecting) -> Result<Removal<'_>, StoreError> {
         Ok(Removal {
             store: self,
-            commits: self.lock_commits()?,
+            // In this order; nobody else wants both.
+            locks: [self.lock_commits()?, self.lock_leases()?],
             gone: Vec::new(),
             changed: false,
         })
@@ -177,11 +182,11 @@ impl Removal<'_> {
     pub fn end(self) -> Result<(), StoreError> {
         let Removal {
             store,
-            commits,
+            locks,
             gone,
             changed,
         } = self;
-        drop(commits);
+        drop(locks);
         if changed {
             // After a power loss a record must not be back whose content is not.
             steps::before("flush the removal of records");

@@ -198,6 +198,7 @@ fn found(backend: Backend, volume: &str, target: &str) -> Found {
             state: Mounted,
             owner: Plugin,
             pod: None,
+            shared: None,
             images: Vec::new(),
             branches: Vec::new(),
             target: plan.target.clone(),

@@ -132,7 +132,7 @@ fn judge_publish(
     match result {
         Ok(()) => {
             let expected = [others(), vec![node.target()]].concat();
-            assert_eq!(host.mounted(), expected, "{what}");
+            assert_eq!(node.mounted(host), expected, "{what}");
             assert_eq!(node.record().state, VolumeState::Mounted, "{what}");
         }
         Err(error) => {
@@ -218,7 +218,7 @@ fn of_asking_for_a_volume_that_is_mounted() {
             }
             assert!(node.keeps_all(), "{what}");
             let expected = [others(), vec![node.target()]].concat();
-            assert_eq!(host.mounted(), expected, "{what}");
+            assert_eq!(node.mounted(host), expected, "{what}");
             assert!(node.publish(volumes).unwrap().existed, "{what}");
             take_away(node, volumes, host, what);
         },
@@ -247,7 +247,7 @@ fn of_mounting_a_volume_again() {
                     .unwrap_or_else(|error| panic!("{what}: {}", text(&error)));
             }
             let expected = [others(), vec![node.target()]].concat();
-            assert_eq!(host.mounted(), expected, "{what}");
+            assert_eq!(node.mounted(host), expected, "{what}");
             assert!(node.keeps_all(), "{what}");
             if !node.read_only {
                 let written = fs::read(node.volume().join("upper/written"));
