@@ -362,6 +362,146 @@ fn check_reports_also_where_there_can_be_no_store() {
 }
 
 #[test]
+fn check_fails_if_what_is_wanted_does_not_work_unless_only_the_report_counts() {
+    let place = Place::new();
+    let report = |arguments: &[&str]| {
+        let output = place.run(arguments);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code().unwrap(), report)
+    };
+    for union in ["aufs", "overlay"] {
+        let works = std::fs::read_to_string("/proc/filesystems")
+            .unwrap()
+            .lines()
+            .any(|line| line.ends_with(union));
+        let (code, found) = report(&["check", "--union", union, "--output", "json"]);
+        assert_eq!(code, i32::from(!works), "{found}");
+        let verdict = |finding: &&serde_json::Value| finding["subject"] == union;
+        let finding = found["findings"].as_array().unwrap().iter().find(verdict);
+        let verdict = if works { "ok" } else { "failed" };
+        assert_eq!(finding.unwrap()["verdict"], verdict, "{found}");
+        let arguments = ["check", "--union", union, "--report-only", "-o", "json"];
+        assert_eq!(report(&arguments), (0, found));
+    }
+}
+
+/// kubelet's directory with what the plugin leaves in it, and something else.
+fn kubelet_of(place: &Place) -> PathBuf {
+    let kubelet = place.target("kubelet");
+    for dir in [
+        "pods",
+        "plugins_registry",
+        "plugins/aufs-csi.dev",
+        "plugins/other",
+    ] {
+        fs::create_dir_all(kubelet.join(dir)).unwrap();
+    }
+    // As a plugin that was killed leaves them: nobody listens.
+    for socket in [
+        "plugins/aufs-csi.dev/csi.sock",
+        "plugins_registry/aufs-csi.dev-reg.sock",
+        "plugins_registry/other-reg.sock",
+    ] {
+        drop(std::os::unix::net::UnixListener::bind(kubelet.join(socket)).unwrap());
+    }
+    kubelet
+}
+
+#[test]
+fn purge_leaves_nothing_of_ours_and_all_of_others() {
+    let place = Place::new();
+    place.image(&place.path("image"), "one");
+    place.good(&["stage", "oci:image:latest"]);
+    let kubelet = kubelet_of(&place);
+    let purge = ["purge", "--kubelet-root", kubelet.to_str().unwrap()];
+    fs::write(place.path("run/theirs"), "").unwrap();
+    place.good(&purge);
+    assert!(!place.path("store").exists());
+    let names = |path: &Path| -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&place.path("run")), ["theirs"]);
+    assert_eq!(names(&kubelet), ["plugins", "plugins_registry", "pods"]);
+    assert_eq!(names(&kubelet.join("plugins")), ["other"]);
+    assert_eq!(names(&kubelet.join("plugins_registry")), ["other-reg.sock"]);
+    assert!(place.path("image").exists());
+    // Again, and where there never was anything.
+    fs::remove_file(place.path("run/theirs")).unwrap();
+    place.good(&purge);
+    place.good(&["purge", "--kubelet-root", "/nonexistent"]);
+    assert!(!place.path("store").exists() && !place.path("run").exists());
+    // The next one begins anew.
+    place.good(&["stage", "oci:image:latest"]);
+}
+
+#[test]
+fn purge_names_what_is_in_use_and_touches_nothing() {
+    let place = Place::new();
+    place.image(&place.path("image"), "one");
+    let target = place.target("target");
+    let at = target.to_str().unwrap();
+    let kubelet = kubelet_of(&place);
+    let purge = ["purge", "--kubelet-root", kubelet.to_str().unwrap()];
+    place.good(&["mount", "oci:image:latest", at]);
+    let (code, text) = place.code(&purge);
+    assert_eq!(code, 75, "{text}");
+    assert!(text.contains("still in use") && text.contains(at), "{text}");
+    assert_eq!(fs::read_to_string(target.join("which")).unwrap(), "one");
+    fs::write(target.join("mine"), "").unwrap();
+    place.good(&["unmount", at]);
+    // Somebody's mount in the store: its files are not ours to remove.
+    let theirs = place.target("theirs");
+    fs::write(theirs.join("precious"), "").unwrap();
+    let mut branches = fs::read_dir(place.path("store/diff")).unwrap();
+    let inside = branches.next().unwrap().unwrap().path();
+    bind(&theirs, &inside);
+    let (code, text) = place.code(&purge);
+    assert_eq!(code, 75, "{text}");
+    assert!(text.contains(inside.to_str().unwrap()), "{text}");
+    assert_ne!(place.good(&["images", "--output", "json"]).trim(), "[]");
+    unmount(&inside);
+    assert!(theirs.join("precious").exists());
+    // A plugin that runs.
+    let socket = kubelet.join("plugins/aufs-csi.dev/csi.sock");
+    fs::remove_file(&socket).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let (code, text) = place.code(&purge);
+    assert_eq!(code, 75, "{text}");
+    assert!(text.contains("the plugin runs"), "{text}");
+    assert!(place.path("store/store.json").exists());
+    drop(listener);
+    place.good(&purge);
+    assert!(!place.path("store").exists());
+}
+
+#[test]
+fn a_purge_that_was_cut_short_is_finished_by_the_next() {
+    // Whatever is gone by then; a purge begins with the records.
+    for gone in [
+        &["images"][..],
+        &["images", "pulls", "access", "layers"],
+        &["images", "pulls", "access", "layers", "diff", "store.lock"],
+    ] {
+        let place = Place::new();
+        place.image(&place.path("image"), "one");
+        place.good(&["stage", "oci:image:latest"]);
+        for name in gone {
+            let path = place.path("store").join(name);
+            let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+        }
+        // The store can be used in between.
+        assert_eq!(place.good(&["images", "--output", "json"]).trim(), "[]");
+        place.good(&["purge", "--kubelet-root", "/nonexistent"]);
+        assert!(!place.path("store").exists(), "{gone:?}");
+    }
+}
+
+#[test]
 fn gc_says_of_everything_what_becomes_of_it_and_why() {
     let place = Place::new();
     place.image(&place.path("used"), "used");

@@ -18,6 +18,23 @@ use std::path::PathBuf;
 /// published, 1 if not.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Which union filesystem must work: with auto, any.
+    #[arg(
+        long,
+        env = "AUFS_CSI_UNION",
+        hide_env_values = true,
+        value_enum,
+        default_value = "auto"
+    )]
+    union: Union,
+    /// End with exit code 0 whatever is found, for where only the report counts.
+    #[arg(
+        long,
+        env = "AUFS_CSI_REPORT_ONLY",
+        hide_env_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    report_only: bool,
     /// Check this policy file too, as node --policy would read it: all its faults
     /// are told at once, with exit code 64 and before anything else is done.
     #[arg(

@@ -118,6 +118,7 @@ impl Lease {
         held.branches.extend(new.branches);
         held.images.extend(new.images);
         held.layers.extend(new.layers);
+        steps::before("look for what is relied on");
         Ok(())
     }
 

@@ -54,6 +54,7 @@ impl Store {
     /// Keeps branches from coming and leases from naming any, until it ends. The
     /// caller collects, holds [`Store::lock_shared`], and is quick.
     pub fn begin_removal(&self, _: &Collecting) -> Result<Removal<'_>, StoreError> {
+        steps::before("look who needs what");
         Ok(Removal {
             store: self,
             // In this order; nobody else wants both.
