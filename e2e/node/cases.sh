@@ -15,9 +15,21 @@ readonly CASES=(
 
 # ---- what cases are written in -------------------------------------------
 
+# images_of IMAGE[+IMAGE…]: as attributes; the first is on top.
+images_of() {
+    local image images='' key=image
+    [[ $1 != *+* ]] || key=images
+    for image in ${1//+/ }; do
+        [[ $image = */* ]] || image=oci:$E2E_IMAGES/volumes/$image:1
+        images+=${images:+,}$image
+    done
+    echo "$key: '$images'"
+}
+
 # create_pod NAME VOLUME… [-- SPEC]: a VOLUME is NAME=IMAGE[,readOnly][,secret=NAME]
 # [,KEY=VALUE…] and is mounted at /NAME; SPEC is more lines of the pod's spec. An
-# IMAGE without a slash is one of volumes/.
+# IMAGE without a slash is one of volumes/, and
+# IMAGE+IMAGE are several.
 create_pod() {
     local pod=$1 volume name image options option read_only secret attributes volumes='' mounts=''
     shift
@@ -25,8 +37,7 @@ create_pod() {
         volume=$1 name=${1%%=*} read_only=false secret=''
         shift
         IFS=, read -r image options <<<"${volume#*=}"
-        [[ $image = */* ]] || image=oci:$E2E_IMAGES/volumes/$image:1
-        attributes="image: '$image'"
+        attributes="$(images_of "$image")"
         IFS=, read -ra options <<<"$options"
         for option in "${options[@]}"; do
             case $option in
@@ -504,12 +515,12 @@ force_away() {
 # run_cases [CASE…]: all, or those named; the status is the verdict.
 run_cases() {
     local name began status passed=0 failed=() output
-    [[ $# -gt 0 ]] || set -- "${CASES[@]}"
+    [[ $# -gt 0 ]] || set -- "${CASES[@]}" "${VOLUME_CASES[@]}"
     start_driver
     say "the plugin is registered"
     for name in "$@"; do
         declare -F "case_$name" >/dev/null || {
-            echo "there is no case $name; there are: ${CASES[*]}" >&2
+            echo "there is no case $name; there are: ${CASES[*]} ${VOLUME_CASES[*]}" >&2
             return 64
         }
     done

@@ -95,6 +95,20 @@ mkdir -p "$other/etc"
 echo other >"$other/etc/version"
 volume_image other "$other"
 
+# For a stack of images: what it deletes is its own only.
+over_base=$scratch/over-base over=$scratch/over
+mkdir -p "$over_base"/{etc,opt,srv/old} "$over"/{etc,opt,srv/old}
+echo deleted >"$over_base/etc/kept"
+echo deleted >"$over_base/opt/gone"
+echo deleted >"$over_base/srv/old/theirs"
+echo over >"$over/etc/version"
+: >"$over/etc/.wh.kept"
+: >"$over/opt/.wh.gone"
+echo over >"$over/opt/over"
+: >"$over/srv/old/.wh..wh..opq"
+echo mine >"$over/srv/old/mine"
+volume_image over "$over_base" "$over"
+
 # Each with a layer of its own, so that every one has to be staged.
 for number in 1 2 3; do
     big=$scratch/big-$number

@@ -267,6 +267,8 @@ go_down() {
 
 # shellcheck source=e2e/node/cases.sh
 . "$here/cases.sh"
+# shellcheck source=e2e/node/volumes.sh
+. "$here/volumes.sh"
 # shellcheck source=e2e/node/registry.sh
 . "$here/registry.sh"
 

@@ -80,7 +80,7 @@ make_job() {
     cp -L "$binaries"/{kubelet,kube-apiserver,kubectl} "$job/k8s"
     cp -RL "$tools" "$job/tools"
     install -m 0755 "$E2E_DRIVER" "$job/aufs-csi"
-    install -m 0755 e2e/node/{node.sh,cases.sh,registry.sh,throttle.py,vm-init} "$job/node"
+    install -m 0755 e2e/node/{node.sh,cases.sh,volumes.sh,registry.sh,throttle.py,vm-init} "$job/node"
     # Small ones are big enough for a slow machine.
     BIG_FILES=${BIG_FILES:-2000} e2e/node/images.sh "$job/images" "$tools"
     {
