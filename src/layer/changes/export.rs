@@ -187,7 +187,6 @@ impl<W: io::Write> Exporter<W> {
     }
 
     /// Whether it was there to be written.
-
     fn file(
         &mut self,
         path: &[u8],
