@@ -302,7 +302,7 @@ fn a_full_disk_of_the_node_is_not_the_volumes_business() {
     let flags = rustix::fs::FallocateFlags::empty();
     rustix::fs::fallocate(&sparse, flags, 0, 4 * MIB).unwrap();
     for at in 0..64 {
-        sparse.write_all_at(b"here", at * 60_000).unwrap();
+        sparse.write_all_at(b"here", at * 20_000).unwrap();
     }
     sparse.sync_all().unwrap();
     let content: Vec<u8> = (0..26 * MIB).map(|at| (at % 249) as u8).collect();
