@@ -44,23 +44,6 @@ pub(super) struct Args {
         value_name = "FILE"
     )]
     pub(super) policy: Option<PathBuf>,
-    /// Which union filesystem must work: with auto, any.
-    #[arg(
-        long,
-        env = "AUFS_CSI_UNION",
-        hide_env_values = true,
-        value_enum,
-        default_value = "auto"
-    )]
-    union: Union,
-    /// End with exit code 0 whatever is found, for where only the report counts.
-    #[arg(
-        long,
-        env = "AUFS_CSI_REPORT_ONLY",
-        hide_env_values = true,
-        value_parser = BoolishValueParser::new()
-    )]
-    report_only: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
