@@ -99,6 +99,7 @@ fn after_a_power_loss_the_journal_has_what_was_synced() {
         image: other.clone(),
         devices: node.path().to_owned(),
         flags: MountFlags::volume(false),
+        data: String::new(),
     };
     LinuxHost.mount(&at, &call).unwrap();
     let upper = at.join("upper/d");

@@ -266,6 +266,7 @@ impl Disk {
             image,
             devices: dir.path().to_owned(),
             flags: MountFlags::default(),
+            data: String::new(),
         };
         LinuxHost.mount(&at, &call).unwrap();
         Disk { dir }

@@ -589,11 +589,15 @@ impl Host for FakeHost {
                 Ok(())
             }
             MountCall::New { .. } => Err(refused(Errno::NODEV)),
-            MountCall::Image { image, flags, .. } => {
+            MountCall::Image {
+                image, flags, data, ..
+            } => {
                 if !state.exists(image) {
                     return Err(refused(Errno::NOENT));
                 }
-                state.mount_plain(target, ("ext4", EXT4), "errors=remount-ro", *flags);
+                let options = format!("errors=remount-ro,{data}");
+                let options = options.trim_end_matches(',');
+                state.mount_plain(target, ("ext4", EXT4), options, *flags);
                 Ok(())
             }
             MountCall::Remount { flags, data } => {

@@ -78,7 +78,8 @@ impl Host for LinuxHost {
                 image,
                 devices,
                 flags,
-            } => image::mount(target, image, devices, *flags),
+                data,
+            } => image::mount(target, image, devices, *flags, data),
             #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
             MountCall::Image { .. } => Err(io::ErrorKind::Unsupported.into()),
             MountCall::Remount { flags, data } => {

@@ -118,6 +118,8 @@ pub enum MountCall {
         devices: PathBuf,
         /// Flags of the superblock and of the mount.
         flags: MountFlags,
+        /// Further options of the filesystem, with commas between them; may be empty.
+        data: String,
     },
 }
 

@@ -121,26 +121,41 @@ impl Limit {
 }
 
 impl Volumes {
-    /// Makes the filesystem of a writable layer, and mounts it.
-    pub(super) fn make_filesystem(&self, dir: &Path, limit: &Limit) -> Result<(), VolumeError> {
+    /// Makes the filesystem of a writable layer, and mounts it, with the `SELinux`
+    /// label of its files where they get one.
+    pub(super) fn make_filesystem(
+        &self,
+        dir: &Path,
+        limit: &Limit,
+        label: Option<&str>,
+    ) -> Result<(), VolumeError> {
         make_dir(&mount_point(dir), 0o700)?;
         match limit.means {
-            Means::Memory => self.mount_memory(dir, limit),
+            Means::Memory => self.mount_memory(dir, limit, label),
             Means::Image => {
                 // Where there is no room, the caller collects and begins anew.
                 make_image(&image(dir), limit)?;
-                self.mount_image(dir)
+                self.mount_image(dir, label)
             }
         }
         .map_err(VolumeError::Limit)
     }
 
-    fn mount_memory(&self, dir: &Path, limit: &Limit) -> Result<(), io::Error> {
+    fn mount_memory(
+        &self,
+        dir: &Path,
+        limit: &Limit,
+        label: Option<&str>,
+    ) -> Result<(), io::Error> {
+        // Last, for it may hold commas.
+        let label = label
+            .map(|label| format!(",{}", context(label)))
+            .unwrap_or_default();
         let call = |further| MountCall::New {
             fs_type: "tmpfs",
             flags: MountFlags::volume(false),
             data: format!(
-                "size={},nr_inodes={},mode=0700{further}",
+                "size={},nr_inodes={},mode=0700{further}{label}",
                 limit.bytes, limit.inodes
             ),
         };
@@ -156,11 +171,12 @@ impl Volumes {
         }
     }
 
-    fn mount_image(&self, dir: &Path) -> Result<(), io::Error> {
+    fn mount_image(&self, dir: &Path, label: Option<&str>) -> Result<(), io::Error> {
         let call = MountCall::Image {
             image: image(dir),
             devices: self.options.run_dir.clone(),
             flags: MountFlags::volume(false),
+            data: label.map(context).unwrap_or_default(),
         };
         steps::before("mount the image of a writable layer");
         self.host.mount(&mount_point(dir), &call)
@@ -195,7 +211,8 @@ impl Volumes {
                     );
                 }
                 make_dir(&mount_point(dir), 0o700)?;
-                self.mount_image(dir).map_err(VolumeError::Limit)?;
+                let label = record.plan.label.as_deref();
+                self.mount_image(dir, label).map_err(VolumeError::Limit)?;
                 Ok(true)
             }
         }
@@ -253,7 +270,7 @@ impl Volumes {
             let made = make_dir(&self.store.root().join("probe"), 0o700)
                 .and_then(|()| self.remove_volume_dir(&dir))
                 .and_then(|()| make_dir(&dir, 0o700))
-                .and_then(|()| self.make_filesystem(&dir, &limit));
+                .and_then(|()| self.make_filesystem(&dir, &limit, None));
             made.and(self.remove_volume_dir(&dir))
         };
         vec![
@@ -261,6 +278,11 @@ impl Volumes {
             (Means::Memory, attempt(Limit::in_memory(BYTES))),
         ]
     }
+}
+
+/// The option that gives all files of a filesystem one label.
+fn context(label: &str) -> String {
+    format!("context=\"{label}\"")
 }
 
 /// Makes an image: all of its bytes are allocated, and what is not zero is on disk.

@@ -379,7 +379,8 @@ impl Volumes {
         }
         if let Some(writable) = &record.plan.writable {
             if let Some(limit) = &record.limit {
-                self.make_filesystem(dir, limit)?;
+                let label = record.plan.label.as_deref();
+                self.make_filesystem(dir, limit, label)?;
             }
             make_dir(&writable.work, 0o700)?;
             make_dir(&writable.upper, 0o700)?;

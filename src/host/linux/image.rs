@@ -8,6 +8,7 @@
     reason = "part of the one place where mount calls are made"
 )]
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -42,7 +43,7 @@ const SECTOR: u32 = 4096;
 const ATTEMPTS: usize = 64;
 
 /// Ends a filesystem at the first sign of damage, rather than going on with it.
-const OPTIONS: &std::ffi::CStr = c"errors=remount-ro";
+const OPTIONS: &str = "errors=remount-ro";
 
 /// A loop device.
 struct Device {
@@ -59,6 +60,7 @@ pub(super) fn mount(
     image: &Path,
     devices: &Path,
     flags: MountFlags,
+    data: &str,
 ) -> io::Result<()> {
     let open = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(image, open, Mode::empty())?;
@@ -67,7 +69,13 @@ pub(super) fn mount(
         None => attach(&file, devices)?,
     };
     keep_allocated(device.number, "block", "queue/discard_max_bytes");
-    sys::mount(&device.path, target, "ext4", mount_flags(flags), OPTIONS)?;
+    let options = match data {
+        "" => OPTIONS.to_owned(),
+        data => format!("{OPTIONS},{data}"),
+    };
+    let options = CString::new(options)?;
+    let flags = mount_flags(flags);
+    sys::mount(&device.path, target, "ext4", flags, options.as_c_str())?;
     keep_allocated(device.number, "fs/ext4", "extent_max_zeroout_kb");
     Ok(())
 }

@@ -51,3 +51,26 @@ fn a_label_is_given_to_every_union_where_the_kernel_has_selinux() {
         }
     }
 }
+
+#[test]
+fn a_label_is_given_to_a_writable_layer_s_own_filesystem() {
+    for medium in [Medium::Disk, Medium::Memory] {
+        let node = Node::new(UnionRequest::Overlay, 2, false, Owner::Plugin);
+        let host = Arc::new(FakeHost::new());
+        host.write("/proc/filesystems", "nodev\tselinuxfs\nnodev\toverlay\n");
+        let volumes = node.open(&host);
+        let request = PublishRequest {
+            size_limit: Some(1 << 20),
+            medium,
+            ..labelled(&node)
+        };
+        volumes.publish(&request, &()).unwrap();
+        let own = node.volume().join("fs");
+        let entry = host.mount_at(&own).unwrap().unwrap();
+        let options = entry.options.into_string().unwrap();
+        let option = format!("context=\"{LABEL}\"");
+        assert!(options.ends_with(&option), "{medium:?}: {options}");
+        node.unpublish(&volumes).unwrap();
+        node.is_clear(&host, &[], "after it");
+    }
+}
