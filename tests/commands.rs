@@ -366,7 +366,13 @@ fn check_fails_if_what_is_wanted_does_not_work_unless_only_the_report_counts() {
     let place = Place::new();
     let report = |arguments: &[&str]| {
         let output = place.run(arguments);
-        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let mut report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        for finding in report["findings"].as_array_mut().unwrap() {
+            // How much is free changes between two looks.
+            if finding["subject"] == "disk" {
+                finding["detail"].take();
+            }
+        }
         (output.status.code().unwrap(), report)
     };
     for union in ["aufs", "overlay"] {

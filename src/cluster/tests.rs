@@ -409,7 +409,7 @@ async fn a_token_that_is_refused_is_read_again() {
     events.failed(&pod("web"), "x");
     let asked = api.wait_for_requests(count + 1).await;
     assert_eq!(asked[count].token, "Bearer second-token");
-    assert_eq!(log.lines("401"), 1, "{}", log.text());
+    assert_eq!(log.lines("(401)"), 1, "{}", log.text());
     let text = format!("{}{events:?}{}", log.text(), api.metrics.text());
     for secret in ["first-token", "second-token"] {
         assert!(!text.contains(secret), "{text}");

@@ -15,8 +15,8 @@ use aufs_csi::layer::collect::{Aim, Marks};
 use aufs_csi::pull::PullPolicy;
 use aufs_csi::union::unmount;
 use aufs_csi::volume::{
-    CollectSettings, ImageRequest, PublishRequest, UnpublishRequest, VolumeError, VolumeOptions,
-    Volumes,
+    CollectSettings, ImageRequest, Medium, Owner, PublishRequest, UnpublishRequest, VolumeError,
+    VolumeInfo, VolumeOptions, Volumes, record,
 };
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,6 +31,8 @@ pub(crate) const MIB: u64 = 1 << 20;
 const IMAGES: usize = 16;
 /// Layers that images share.
 const SHARED: usize = 5;
+/// Most bytes of a writable layer that has a limit.
+const LIMIT: u64 = 2 * MIB;
 
 pub(crate) struct Image {
     pub(crate) source: Source,
@@ -76,10 +78,24 @@ pub(crate) fn target(dir: &Path, id: &str) -> PathBuf {
 pub(crate) fn request(dir: &Path, id: &str, images: &[usize], read_only: bool) -> PublishRequest {
     let images = images.iter().map(|&image| source(dir, image));
     let images = images.map(ImageRequest::unconfined).collect();
+    let limit = limit(id).filter(|_| !read_only);
     PublishRequest {
         read_only,
+        size_limit: limit.map(|_| LIMIT),
+        medium: limit.unwrap_or_default(),
         union: union(),
+        // Those of commands share no unions.
+        owner: Owner::Plugin,
         ..PublishRequest::of_images(id, images, target(dir, id))
+    }
+}
+
+/// What limits the writable layer of a volume: its id says so, to every process.
+fn limit(id: &str) -> Option<Medium> {
+    match id.strip_prefix('v')?.parse::<u64>().ok()? % 6 {
+        1 => Some(Medium::Disk),
+        2 => Some(Medium::Memory),
+        _ => None,
     }
 }
 
@@ -176,6 +192,18 @@ impl Node {
         }
     }
 
+    /// A volume's directory in the store.
+    fn volume(&self, id: &str) -> PathBuf {
+        self.store("volumes").join(record::directory_name(id))
+    }
+
+    /// The union that a volume shares with others of the same content, if it does.
+    fn shared(&self, id: &str) -> Option<String> {
+        let bytes = fs::read(self.volume(id).join("record.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        record["shared"].as_str().map(str::to_owned)
+    }
+
     fn store(&self, inside: &str) -> PathBuf {
         self.dir.path().join("disk/store").join(inside)
     }
@@ -243,6 +271,15 @@ impl Node {
         }
         let mut mounts: BTreeSet<PathBuf> = live.iter().map(|id| self.target(id)).collect();
         mounts.insert(self.dir.path().join("disk"));
+        for volume in list.iter().filter(|volume| !volume.read_only) {
+            if limit(&volume.volume_id).is_some() {
+                mounts.insert(self.volume(&volume.volume_id).join("fs"));
+            }
+        }
+        let shared = list
+            .iter()
+            .filter_map(|volume| self.shared(&volume.volume_id));
+        mounts.extend(shared.map(|id| self.store("shared").join(id).join("mount")));
         assert_eq!(self.mounts(), mounts, "{what}: mounts");
         let targets: BTreeSet<String> = live.iter().cloned().collect();
         let found = names(&self.dir.path().join("targets"));
@@ -282,24 +319,43 @@ impl Node {
             2 * live.len(),
             "{what}"
         );
+        let unions: BTreeSet<String> = live.iter().filter_map(|id| self.shared(id)).collect();
+        let found = names(&self.store("shared"));
+        let found = found.into_iter().filter(|name| !name.ends_with(".lock"));
+        assert_eq!(found.collect::<BTreeSet<_>>(), unions, "{what}: shared");
         let run = options(self.dir.path()).run_dir;
         let xino = names(&run.join("xino")).len();
         assert!(xino <= live.len(), "{what}: {xino} xino files");
         self.further(live, what);
     }
 
-    /// What else a volume may have of the node. Whatever comes to that (ids of
-    /// quotas, for example) is to be counted here, by what the kernel says and not
-    /// by the records.
+    /// What else a volume may have of the node, by what the kernel says and not by
+    /// the records.
     fn further(&self, live: &[String], what: &str) {
-        // No volume has a loop device yet, so none may be on this disk.
+        let list = self.volumes().list().unwrap();
+        let writable = |id: &&String| {
+            let is = |volume: &VolumeInfo| volume.volume_id == **id && !volume.read_only;
+            list.iter().any(is)
+        };
+        let images: BTreeSet<PathBuf> = live
+            .iter()
+            .filter(|id| limit(id) == Some(Medium::Disk))
+            .filter(writable)
+            .map(|id| self.volume(id).join("image"))
+            .collect();
         let backing = |name: &String| Path::new("/sys/block").join(name).join("loop/backing_file");
-        let loops: Vec<String> = names(Path::new("/sys/block"))
+        let loops: Vec<PathBuf> = names(Path::new("/sys/block"))
             .iter()
             .filter_map(|name| fs::read_to_string(backing(name)).ok())
-            .filter(|file| Path::new(file.trim()).starts_with(self.dir.path()))
+            .map(|file| PathBuf::from(file.trim()))
+            .filter(|file| file.starts_with(self.dir.path()))
             .collect();
-        assert!(loops.is_empty(), "{what}: {loops:?} of {live:?}");
+        assert_eq!(loops.len(), images.len(), "{what}: {loops:?}");
+        assert_eq!(
+            loops.into_iter().collect::<BTreeSet<_>>(),
+            images,
+            "{what}: loop devices"
+        );
     }
 
     /// There is nothing left but the store itself.

@@ -230,8 +230,8 @@ fn links_of_the_layers_below_are_followed() {
     let moved: &[&str] = &[
         "move lib/new to .moving-0",
         "rmdir lib",
-        "dir usr of 0",
-        "dir usr/lib of 0",
+        "implied usr",
+        "implied usr/lib",
         "move .moving-0 to usr/lib/new",
     ];
     // The directories are given what those below have, in the end.
@@ -300,7 +300,7 @@ fn a_hard_link_brings_all_names_that_still_show() {
     assert_eq!(
         linked(&["g => b"]),
         [
-            "dir d of 0",
+            "implied d",
             "copy b of 0 to a",
             "link a to b",
             "link a to d/c",
