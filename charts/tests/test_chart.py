@@ -574,8 +574,7 @@ class Program(unittest.TestCase):
 
     def test_options(self):
         program = os.environ["AUFS_CSI"]
-        everything = {key: value for key, value in EVERYTHING.items() if key != "policy"}
-        for verb, values in (("node", everything), ("check", {}), ("check", {"aufsOnly": {"enabled": True}})):
+        for verb, values in (("node", EVERYTHING), ("check", {}), ("check", {"aufsOnly": {"enabled": True}})):
             objects = render(values)
             known = subprocess.run([program, verb, "--help"], check=True, stdout=subprocess.PIPE, text=True).stdout
             container = objects.container("plugin" if verb == "node" else "check")
