@@ -95,7 +95,7 @@ render() { "$HELM" template aufs-csi charts/aufs-csi --namespace team --kube-ver
 render | check default
 for switches in aufsOnly.enabled=true check.mode=Skip hostNetwork=false networkPolicy.enabled=true \
     events.enabled=false startupTaint.enabled=true openshift.scc.enabled=true \
-    policy.content.x=1 localImages='{/srv/images}' \
+    policy.content.maxImages=4 admissionPolicy.enabled=true localImages='{/srv/images}' \
     registries.credentialsSecret=s,registries.caConfigMap=c \
     registries.credentialProviders.config=/etc/p,registries.credentialProviders.binDir=/usr/p \
     sidecars.nodeDriverRegistrar.enabled=true,sidecars.livenessProbe.enabled=true \
