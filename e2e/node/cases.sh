@@ -532,7 +532,7 @@ run_cases() {
             echo "FAIL $name ($((SECONDS - began)) s)"
             failed+=("$name")
             sed 's/^/  /' "$output"
-            tell 2>&1 | cut -c 1-500 | sed 's/^/  /'
+            tell 2>&1 | cut -c 1-500 | sed 's/^/  /' || true
             (force_away) >>"$output" 2>&1
         fi
     done
