@@ -28,6 +28,12 @@ render() {
     } >"$out/$variant/aufs-csi.yaml"
 }
 
+# A chart has no files but its own.
+if [[ $out = manifests ]]; then
+    cp manifests/admission/policy.yaml charts/aufs-csi/files/admission-policy.yaml
+else
+    cmp manifests/admission/policy.yaml charts/aufs-csi/files/admission-policy.yaml
+fi
 render default
 render aufs-only aufsOnly.enabled=true
 if [[ $out != manifests ]]; then

@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import subprocess
+import tempfile
 import unittest
 
 import yaml
@@ -300,20 +301,55 @@ class Values(unittest.TestCase):
         self.assertEqual(objects.option("--prefetch"), ["r.example/a:1", "r.example/b:1"])
 
     def test_policy(self):
-        content = {"attributes": {"sizeLimit": {"max": "2Gi"}}}
+        content = {"readOnlyOnly": True, "sizeLimit": {"maximum": "2Gi"}}
         objects = render({"policy": {"content": content}})
         config = objects.one("ConfigMap", "layers-aufs-csi-policy")
         self.assertEqual(yaml.safe_load(config["data"]["policy.yaml"]), content)
         self.assertEqual(objects.mount("/etc/aufs-csi/policy")[1]["configMap"], {"name": "layers-aufs-csi-policy"})
         self.assertEqual(objects.option("--policy"), ["/etc/aufs-csi/policy/policy.yaml"])
-        # Pods start again when it changes.
-        checksum = lambda objects: objects.one("DaemonSet")["spec"]["template"]["metadata"]["annotations"]["checksum/policy"]
-        self.assertNotEqual(checksum(objects), checksum(render({"policy": {"content": {"other": 1}}})))
+        # The program reads it again, so pods need not start again when it changes.
+        other = render({"policy": {"content": {"other": 1}}})
+        self.assertEqual(objects.one("DaemonSet"), other.one("DaemonSet"))
         objects = render({"policy": {"existingConfigMap": "mine"}})
         self.assertEqual(objects.of("ConfigMap"), [])
         self.assertEqual(objects.mount("/etc/aufs-csi/policy")[1]["configMap"], {"name": "mine"})
         with self.assertRaisesRegex(Refused, "not both"):
             text({"policy": {"content": content, "existingConfigMap": "mine"}})
+
+    def test_the_program_takes_the_policy_as_the_chart_writes_it(self):
+        content = {"allowedRegistries": ["registry.example/team/*"], "maxImages": 4}
+        text = render({"policy": {"content": content}}).one("ConfigMap")["data"]["policy.yaml"]
+        with tempfile.TemporaryDirectory() as scratch:
+            path = os.path.join(scratch, "policy.yaml")
+            for text, code in ((text, 0), (text + "maxImage: 4\n", 64)):
+                with open(path, "w") as file:
+                    file.write(text)
+                done = subprocess.run([os.environ["AUFS_CSI"], "check", "--report-only", f"--policy={path}",
+                                       f"--root={scratch}/store", f"--run-dir={scratch}/run"],
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                self.assertEqual(done.returncode, code, done.stderr)
+
+    def test_admission_policy(self):
+        objects = render({"admissionPolicy": {"enabled": True}})
+        policy = objects.one("ValidatingAdmissionPolicy", DRIVER)
+        source = yaml.safe_load((CHART.parent.parent / "manifests/admission/policy.yaml").read_text())
+        self.assertEqual(policy["spec"], source["spec"])
+        self.assertEqual(policy["metadata"]["name"], source["metadata"]["name"])
+        binding = objects.one("ValidatingAdmissionPolicyBinding")
+        self.assertEqual(binding["spec"]["policyName"], DRIVER)
+        self.assertEqual(binding["spec"]["validationActions"], ["Deny"])
+        self.assertEqual(render().of("ValidatingAdmissionPolicy"), [])
+        # It is of 1.30; where the cluster has none, it would fail.
+        with self.assertRaisesRegex(Refused, "1.30"):
+            text({"admissionPolicy": {"enabled": True}}, kube_version="1.29.0")
+        objects = render({"admissionPolicy": {"enabled": True, "actions": ["Warn", "Audit"],
+                                              "parameters": {"maxSizeLimit": "1Gi"}}})
+        spec = objects.one("ValidatingAdmissionPolicyBinding")["spec"]
+        self.assertEqual(spec["validationActions"], ["Warn", "Audit"])
+        data = objects.one("ConfigMap", spec["paramRef"]["name"])["data"]
+        self.assertEqual(spec["paramRef"]["namespace"], "plugins")
+        defaults = yaml.safe_load_all((CHART.parent.parent / "manifests/admission/parameters.yaml").read_text())
+        self.assertEqual(data, {**next(iter(defaults))["data"], "maxSizeLimit": "1Gi"})
 
     def test_without_events_it_has_no_rights_and_no_token(self):
         objects = render({"events": {"enabled": False}})
@@ -574,8 +610,7 @@ class Program(unittest.TestCase):
 
     def test_options(self):
         program = os.environ["AUFS_CSI"]
-        everything = {key: value for key, value in EVERYTHING.items() if key != "policy"}
-        for verb, values in (("node", everything), ("check", {}), ("check", {"aufsOnly": {"enabled": True}})):
+        for verb, values in (("node", EVERYTHING), ("check", {}), ("check", {"aufsOnly": {"enabled": True}})):
             objects = render(values)
             known = subprocess.run([program, verb, "--help"], check=True, stdout=subprocess.PIPE, text=True).stdout
             container = objects.container("plugin" if verb == "node" else "check")

@@ -31,6 +31,7 @@ ip link set lo up
 etcd --data-dir "$scratch/etcd" --unsafe-no-fsync=true --listen-client-urls http://127.0.0.1:2379 \
     --advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380 \
     --log-level warn >"$scratch/etcd.log" 2>&1 &
+etcd=$!
 openssl ecparam -name prime256v1 -genkey -noout -out "$scratch/sa.key"
 echo 'admin-token,admin,admin,system:masters' >"$scratch/tokens"
 kube-apiserver --etcd-servers http://127.0.0.1:2379 --cert-dir "$scratch/certificates" \
@@ -39,6 +40,7 @@ kube-apiserver --etcd-servers http://127.0.0.1:2379 --cert-dir "$scratch/certifi
     --service-account-issuer https://kubernetes.default.svc --authorization-mode RBAC \
     --disable-admission-plugins "$OFF" --allow-privileged --bind-address 127.0.0.1 \
     --advertise-address 127.0.0.1 --service-cluster-ip-range 10.96.0.0/16 >"$scratch/apiserver.log" 2>&1 &
+apiserver=$!
 cat >"$scratch/kubeconfig" <<'CONFIG'
 apiVersion: v1
 kind: Config
@@ -50,6 +52,7 @@ CONFIG
 export KUBECONFIG=$scratch/kubeconfig HOME=$scratch
 for _ in $(seq 600); do
     kubectl get --raw /readyz >/dev/null 2>&1 && kubectl get namespace default >/dev/null 2>&1 && break
+    kill -0 "$etcd" "$apiserver" 2>/dev/null || die "etcd or the API server has ended"
     sleep 0.2
 done
 kubectl get namespace default >/dev/null || die "the API server does not start"
@@ -95,7 +98,7 @@ render() { "$HELM" template aufs-csi charts/aufs-csi --namespace team --kube-ver
 render | check default
 for switches in aufsOnly.enabled=true check.mode=Skip hostNetwork=false networkPolicy.enabled=true \
     events.enabled=false startupTaint.enabled=true openshift.scc.enabled=true \
-    policy.content.x=1 localImages='{/srv/images}' \
+    policy.content.maxImages=4 admissionPolicy.enabled=true localImages='{/srv/images}' \
     registries.credentialsSecret=s,registries.caConfigMap=c \
     registries.credentialProviders.config=/etc/p,registries.credentialProviders.binDir=/usr/p \
     sidecars.nodeDriverRegistrar.enabled=true,sidecars.livenessProbe.enabled=true \

@@ -105,7 +105,7 @@ kubectl drain "$worker" --ignore-daemonsets --delete-emptydir-data --timeout=120
 kubectl uncordon "$worker"
 kubectl delete deployment spread --timeout=120s
 kubectl wait --for=delete pod -l app=spread --timeout=120s
-"$helm" uninstall aufs-csi --namespace aufs-csi --wait
+"$helm" uninstall aufs-csi --namespace aufs-csi --cascade foreground --wait
 docker cp "${PROGRAM:?}" "$worker:/usr/local/bin/aufs-csi" >/dev/null
 docker exec "$worker" aufs-csi purge
 docker exec "$worker" test ! -e /var/lib/aufs-csi

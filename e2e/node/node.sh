@@ -74,9 +74,9 @@ is_process_running() {
 
 # stop NAME [SIGNAL]: and waits until it is gone.
 stop() {
-    is_running "$1" || return 0
+    is_process_running "$1" || return 0
     signal "$1" "${2:-TERM}"
-    while is_running "$1"; do sleep 0.05; done
+    while is_process_running "$1"; do sleep 0.05; done
 }
 
 prepare_machine() {
