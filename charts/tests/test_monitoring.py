@@ -124,7 +124,7 @@ class Monitoring(unittest.TestCase):
         for family in set(self.families.values()):
             # One is for the alerts alone; one is what pulls saved.
             if family not in ("process_start_time_seconds", "aufs_csi_pull_resumed_bytes"):
-                self.assertIn(family, shown)
+                self.assertTrue(family in shown, f"{family} is not on the dashboard")
 
 
 if __name__ == "__main__":
