@@ -99,7 +99,8 @@ make_root() {
     mapfile -t programs < <(build_tests)
     [[ ${#programs[@]} -eq ${#TESTS[@]} ]] || die "the test programs were not built"
     for test in "${!TESTS[@]}"; do
-        install -m 0755 "${programs[$test]}" "$root/tests/${TESTS[$test]}"
+        # All of it is unpacked into the machine's memory.
+        install -s -m 0755 "${programs[$test]}" "$root/tests/${TESTS[$test]}"
     done
     pack "$root" "$WORK/root.cpio"
 }
