@@ -117,7 +117,13 @@ fn a_volume_held_by_another_namespace_keeps_its_writable_layer() {
     let at = publish(&node, "v", &layers(), false);
     fs::write(at.join("mine"), "written").unwrap();
     let upper = node.record("v").plan.writable.unwrap().upper;
-    let arguments = ["unshare", "-m", "sh", "-c", STAY];
+    // It shall hold this one, and not what other tests have mounted just then.
+    let only = format!(
+        "while read -r _ at type _; do [ $type != aufs ] || [ $at = {} ] || umount $at; \
+         done </proc/mounts; {STAY}",
+        at.display()
+    );
+    let arguments = ["unshare", "-m", "sh", "-c", only.as_str()];
     let holder = start("/bin/busybox", &arguments, Path::new("/"));
     for _ in 0..2 {
         let error = node.try_unpublish("v").unwrap_err();

@@ -5,7 +5,7 @@ use super::super::record::{self, RECORD_VERSION, RecordedImage, VolumeRecord};
 use super::super::{VolumeError, Volumes};
 use super::shown::branches_in;
 use crate::chain::Chain;
-use crate::host::MountEntry;
+use crate::host::{MountEntry, MountTable};
 use crate::layer::collect::{Branch, Disk, Facts, Image, Need, estimate};
 use crate::layer::store::{BranchId, BranchRecord, Held, StoreError};
 use crate::union;
@@ -50,10 +50,7 @@ impl Volumes {
     /// What is mounted on this node, in all mount namespaces that can be seen.
     pub(super) fn mounts(&self) -> Result<Mounts, VolumeError> {
         let host = self.host.as_ref();
-        let tables = host
-            .mount_tables(&self.options.host_proc)
-            .map_err(StoreError::io("read", Path::new("the mount tables")))
-            .map_err(VolumeError::Store)?;
+        let tables = self.mount_tables()?;
         let volumes = record::all(&self.store).map_err(VolumeError::Store)?;
         // A superblock has one number in all namespaces.
         let recorded: BTreeSet<(u32, u32)> = tables
@@ -63,6 +60,7 @@ impl Volumes {
             .map(|entry| entry.device)
             .collect();
         let mut mounts = Mounts::default();
+        let mut unclear = Vec::new();
         let mut seen = BTreeSet::new();
         for table in &tables {
             for entry in &table.entries {
@@ -81,7 +79,7 @@ impl Volumes {
                     }
                     Ok(None) => {
                         if self.may_be_ours(entry) {
-                            mounts.unclear = Some(entry.mount_point.clone());
+                            unclear.push(entry);
                         }
                     }
                     Err(error) => {
@@ -90,12 +88,29 @@ impl Volumes {
                             %error,
                             "what a union consists of cannot be found out"
                         );
-                        mounts.unclear = Some(entry.mount_point.clone());
+                        unclear.push(entry);
                     }
                 }
             }
         }
+        if !unclear.is_empty() {
+            // One that was unmounted meanwhile needs nothing any more.
+            let tables = self.mount_tables()?;
+            let mut now = tables.iter().flat_map(|table| &table.entries);
+            let still = now.find(|entry| {
+                let is_it = |it: &&MountEntry| (it.id, it.device) == (entry.id, entry.device);
+                unclear.iter().any(is_it)
+            });
+            mounts.unclear = still.map(|entry| entry.mount_point.clone());
+        }
         Ok(mounts)
+    }
+
+    fn mount_tables(&self) -> Result<Vec<MountTable>, VolumeError> {
+        self.host
+            .mount_tables(&self.options.host_proc)
+            .map_err(StoreError::io("read", Path::new("the mount tables")))
+            .map_err(VolumeError::Store)
     }
 
     /// Branches of this store that a text names. Another store on this machine
