@@ -1,7 +1,9 @@
 //! What one more pod on a node costs: disk, page cache, kernel memory and time,
 //! for many volumes of one image of seven layers, each of which is read wholly.
+//! And what an fsGroup costs on a large image.
 //!
 //! `BENCH_PODS` volumes (500), `BENCH_FILES` files in each layer (40) of 64 KiB;
+//! `BENCH_LARGE` MiB of the large image (1024);
 //! `BENCH_DIR` is a directory on a disk (`/var/tmp`). On every union that this
 //! kernel has. It fails if an aim is missed.
 #![expect(clippy::print_stdout, reason = "it is what a benchmark is for")]
@@ -38,8 +40,11 @@ const DISK: f64 = 32.0;
 /// Most of the image that is in the page cache once more for each further pod,
 /// in percent.
 const CACHE: f64 = 2.0;
-/// Times the first publishes that the last ones may take.
+/// Times the first publishes that the last ones may take, and times those without
+/// a group that those with one may take.
 const SLOWER: f64 = 1.5;
+/// Volumes with a group, and as many without, in turn.
+const GROUPS: usize = 30;
 
 fn main() -> ExitCode {
     let inside = std::env::args()
@@ -66,6 +71,9 @@ fn compare() -> Result<ExitCode> {
     println!("load before: {}", load());
     let layout = base.join("image");
     image::plain_layers(&layout, LAYERS, files, FILE_BYTES)?;
+    let large_mib = setting("BENCH_LARGE", 1024)?.max(1);
+    let large = base.join("large");
+    image::plain_layers(&large, 2, 8, large_mib * (1 << 20) / 16)?;
     let bytes = LAYERS as f64 * files as f64 * FILE_BYTES as f64;
     println!(
         "\n{pods} pods on {LAYERS} layers of {:.0} MiB, each read wholly; for each further pod:",
@@ -107,6 +115,23 @@ fn compare() -> Result<ExitCode> {
             " %",
             CACHE,
             found.cache * 1024.0 / bytes * 100.0,
+        );
+        let (without, with, copied) = node.of_group(&large)?;
+        println!(
+            "{:8} with fsGroup on {large_mib} MiB: {with:.2} ms, {without:.2} without; {copied:.0} KiB copied up",
+            ""
+        );
+        aims.at_most(
+            format!("{name}: a publish with fsGroup beside one without"),
+            "x",
+            SLOWER,
+            with / without,
+        );
+        aims.at_most(
+            format!("{name}: what fsGroup copies up"),
+            " KiB",
+            DISK,
+            copied,
         );
         let what = format!("{name}: the last publishes beside the first");
         if can_ask_about_one_mount() {
@@ -176,6 +201,39 @@ impl Node {
         self.volumes
             .stage(&self.source, None, self.union, PullPolicy::Always, &())?;
         Ok(())
+    }
+
+    /// Milliseconds without a group and with one, and KiB in a writable layer with
+    /// one.
+    fn of_group(&self, layout: &Path) -> Result<(f64, f64, f64)> {
+        let source: Source = format!("oci:{}:latest", layout.display()).parse()?;
+        self.volumes
+            .stage(&source, None, self.union, PullPolicy::Always, &())?;
+        let (mut without, mut with, mut copied) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..GROUPS {
+            for group in [None, Some(4321)] {
+                let request = PublishRequest {
+                    union: self.union,
+                    owner: Owner::Plugin,
+                    mount_group: group,
+                    ..PublishRequest::new("group", source.clone(), self.base.join("group"))
+                };
+                let begun = Instant::now();
+                self.volumes.publish(&request, &())?;
+                let took = seconds(begun.elapsed()) * 1e3;
+                match group {
+                    None => without.push(took),
+                    Some(_) => {
+                        with.push(took);
+                        let plan = self.volumes.find("group")?.1.plan;
+                        let writable = plan.writable.ok_or("no writable layer")?;
+                        copied.push(disk(&writable.upper)?);
+                    }
+                }
+                self.volumes.unpublish_named("group")?;
+            }
+        }
+        Ok((median(without), median(with), median(copied)))
     }
 
     fn measure(&self, pods: usize) -> Result<Found> {

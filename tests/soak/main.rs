@@ -24,7 +24,7 @@ mod support;
 mod node;
 mod worker;
 
-use node::{MIB, Node, SIZE_MIB};
+use node::{MIB, Node, SIZE_MIB, limit};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -75,6 +75,7 @@ struct Volume {
 #[derive(Debug, Default)]
 struct Counts {
     published: u64,
+    limited: u64,
     full: u64,
     unpublished: u64,
     written: u64,
@@ -130,6 +131,7 @@ fn main() {
     let counts = &soak.counts;
     let least = [
         counts.published,
+        counts.limited,
         counts.full,
         counts.unpublished,
         counts.written,
@@ -209,6 +211,7 @@ impl Soak {
                         shows,
                         written: BTreeMap::new(),
                     };
+                    self.counts.limited += u64::from(!read_only && limit(id).is_some());
                     self.volumes.insert(id.to_owned(), volume);
                 }
                 self.compare(id, what);

@@ -91,7 +91,7 @@ pub(crate) fn request(dir: &Path, id: &str, images: &[usize], read_only: bool) -
 }
 
 /// What limits the writable layer of a volume: its id says so, to every process.
-fn limit(id: &str) -> Option<Medium> {
+pub(crate) fn limit(id: &str) -> Option<Medium> {
     match id.strip_prefix('v')?.parse::<u64>().ok()? % 6 {
         1 => Some(Medium::Disk),
         2 => Some(Medium::Memory),
