@@ -47,25 +47,10 @@ const SLOWER: f64 = 1.5;
 const GROUPS: usize = 30;
 
 fn main() -> ExitCode {
-    let inside = std::env::args()
-        .nth(1)
-        .is_some_and(|first| first == "inside");
-    let result = if inside {
-        compare()
-    } else {
-        support::isolated_on("/var/tmp")
-    };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("density: {}", chain(error.as_ref()));
-            ExitCode::FAILURE
-        }
-    }
+    support::isolated("density", "/var/tmp", compare)
 }
 
-fn compare() -> Result<ExitCode> {
-    let base = PathBuf::from(std::env::args_os().nth(2).ok_or("no directory")?);
+fn compare(base: &Path) -> Result<ExitCode> {
     let pods = usize::try_from(setting("BENCH_PODS", 500)?)?.max(2 * EDGE);
     let files = usize::try_from(setting("BENCH_FILES", 40)?)?;
     println!("load before: {}", load());

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use support::aims::Aims;
 use support::measure::{load, percentile, seconds};
-use support::{Result, chain, image, setting};
+use support::{Result, image, setting};
 
 /// Layers of the image.
 const LAYERS: usize = 8;
@@ -33,25 +33,10 @@ const LAYERS: usize = 8;
 const AIM: (f64, f64) = (3.0, 300.0);
 
 fn main() -> ExitCode {
-    let inside = std::env::args()
-        .nth(1)
-        .is_some_and(|first| first == "inside");
-    let result = if inside {
-        compare()
-    } else {
-        support::isolated()
-    };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("mounting: {}", chain(error.as_ref()));
-            ExitCode::FAILURE
-        }
-    }
+    support::isolated("mounting", "/dev/shm", compare)
 }
 
-fn compare() -> Result<ExitCode> {
-    let base = PathBuf::from(std::env::args_os().nth(2).ok_or("no directory")?);
+fn compare(base: &Path) -> Result<ExitCode> {
     let count = setting("BENCH_MOUNTS", 300)?.max(1);
     let others = setting("BENCH_OTHERS", 1000)?;
     println!("load before: {}", load());

@@ -19,7 +19,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use support::aims::Aims;
 use support::measure::{load, percentile, seconds};
-use support::{Result, chain, image, setting};
+use support::{Result, image, setting};
 use tonic::transport::Endpoint;
 
 /// Layers of the image.
@@ -30,29 +30,14 @@ const START: Duration = Duration::from_secs(60);
 const AIM: (f64, f64) = (3.0, 1.5);
 
 fn main() -> ExitCode {
-    let inside = std::env::args()
-        .nth(1)
-        .is_some_and(|first| first == "inside");
-    let result = if inside {
-        compare()
-    } else {
-        support::isolated()
-    };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("publishing: {}", chain(error.as_ref()));
-            ExitCode::FAILURE
-        }
-    }
+    support::isolated("publishing", "/dev/shm", compare)
 }
 
-fn compare() -> Result<ExitCode> {
-    let base = PathBuf::from(std::env::args_os().nth(2).ok_or("no directory")?);
+fn compare(base: &Path) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(measure(&base))
+    runtime.block_on(measure(base))
 }
 
 async fn measure(base: &Path) -> Result<ExitCode> {

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use support::measure::{load, median, seconds};
-use support::{Result, chain, setting};
+use support::{Result, setting};
 
 /// Numbers of read-only branches; the last is near AUFS's usual limit.
 const DEPTHS: [usize; 3] = [2, 32, 120];
@@ -32,25 +32,11 @@ const LOOKED_UP: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    let inside = std::env::args()
-        .nth(1)
-        .is_some_and(|first| first == "inside");
-    let result = if inside {
-        compare()
-    } else {
-        support::isolated_on("/var/tmp")
-    };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("using: {}", chain(error.as_ref()));
-            ExitCode::FAILURE
-        }
-    }
+    support::isolated("using", "/var/tmp", compare)
 }
 
-fn compare() -> Result<ExitCode> {
-    let base = PathBuf::from(std::env::args_os().nth(2).ok_or("no directory")?).canonicalize()?;
+fn compare(base: &Path) -> Result<ExitCode> {
+    let base = base.canonicalize()?;
     let run = tempfile::Builder::new()
         .prefix("aufs-csi-bench-")
         .tempdir_in("/dev/shm")?;

@@ -7,6 +7,7 @@ pub mod image;
 pub mod measure;
 pub mod peers;
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 /// Anything that goes wrong ends a benchmark.
@@ -34,15 +35,27 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Runs this program again in a mount namespace of its own, with a directory in
-/// memory.
-pub fn isolated() -> Result<ExitCode> {
-    isolated_on("/dev/shm")
+/// The program `name`: runs itself again in a mount namespace of its own and there
+/// calls `measure`, with a directory below `base` if `BENCH_DIR` does not name
+/// another one.
+pub fn isolated(
+    name: &str,
+    base: &str,
+    measure: impl FnOnce(&Path) -> Result<ExitCode>,
+) -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let result = match (arguments.next(), arguments.next()) {
+        (Some(inside), Some(dir)) if inside == "inside" => measure(Path::new(&dir)),
+        _ => again(base),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("{name}: {}", chain(error.as_ref()));
+        ExitCode::FAILURE
+    })
 }
 
-/// The same, with a directory below `base` if `BENCH_DIR` does not name another.
 #[expect(clippy::disallowed_methods, reason = "it is this program itself")]
-pub fn isolated_on(base: &str) -> Result<ExitCode> {
+fn again(base: &str) -> Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         return Err("mounting needs root".into());
     }
