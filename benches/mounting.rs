@@ -86,7 +86,7 @@ fn compare(base: &Path) -> Result<ExitCode> {
                 volumes: &volumes,
                 features: &features,
                 source: &source,
-                base: base,
+                base,
                 read_only,
             };
             let (bare, ours) = publishing.measure(count)?;
