@@ -128,6 +128,12 @@ e2e-kind: release ## A cluster of two nodes by kind, where a Docker engine runs;
 e2e-node-aufs: release ## The same on real AUFS: make e2e-node-aufs AUFS_KERNEL=path/to/bzImage
 	AUFS_KERNEL='$(AUFS_KERNEL)' E2E_DRIVER=$(STATIC) e2e/node/vm.sh $(CASES)
 
+.PHONY: e2e-chart-aufs
+e2e-chart-aufs: release ## The chart on real AUFS: make e2e-chart-aufs AUFS_KERNEL=path/to/bzImage
+	scripts/setup.sh image
+	AUFS_KERNEL='$(AUFS_KERNEL)' E2E_INSTALL=chart E2E_DRIVER=$(STATIC) \
+	    E2E_IMAGE=$$(IMAGE_PROGRAM=$(STATIC) scripts/image.sh) e2e/node/vm.sh $(CASES)
+
 .PHONY: soak
 soak: ## An hour of volumes, collection and kills on a disk that is nearly full (as root): make soak SOAK_SECONDS=120
 	scripts/setup.sh build

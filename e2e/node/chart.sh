@@ -4,7 +4,7 @@
 # replaces what starts the plugin there.
 
 readonly NAMESPACE=aufs-csi RELEASE=aufs-csi
-readonly CHART=$here/../../charts/aufs-csi
+readonly CHART=${E2E_CHART:-$here/../../charts/aufs-csi}
 readonly IMAGE=ghcr.io/aufs-csi/aufs-csi
 # Nobody here makes packets for the cluster's addresses reach the API server, so
 # the plugin is told where it is. And there is no port free for a second one.

@@ -15,7 +15,8 @@
 #   E2E_UNION   aufs or overlay: what volumes must turn out to be
 #   E2E_SLOW    by how much longer everything may take; default 1
 #   E2E_INSTALL process: the plugin is a process of the node; chart: what helm
-#               makes of the chart, with the image E2E_IMAGE and E2E_HELM
+#               makes of the chart, with the image E2E_IMAGE and E2E_HELM;
+#               E2E_CHART where that is not the repository's
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 : "${E2E_K8S:?}" "${E2E_TOOLS:?}" "${E2E_DRIVER:?}" "${E2E_IMAGES:?}" "${E2E_DISK:?}"

@@ -10,7 +10,7 @@
 #
 #   AUFS_VM_ACCEL    accelerator of qemu: tcg (default) or kvm
 #   AUFS_VM_MINUTES  longest time for all; default 60
-#   E2E_DRIVER, K8S_BIN, E2E_SLOW    as for run.sh
+#   E2E_DRIVER, K8S_BIN, E2E_SLOW, E2E_INSTALL, E2E_IMAGE    as for run.sh
 #
 # Logs of the last run are in target/e2e-node/vm/logs.
 set -euo pipefail
@@ -80,10 +80,18 @@ make_job() {
     cp -L "$binaries"/{kubelet,kube-apiserver,kubectl} "$job/k8s"
     cp -RL "$tools" "$job/tools"
     install -m 0755 "$E2E_DRIVER" "$job/aufs-csi"
-    install -m 0755 e2e/node/{node.sh,cases.sh,volumes.sh,registry.sh,throttle.py,vm-init} "$job/node"
+    install -m 0755 e2e/node/{node.sh,cases.sh,volumes.sh,chart.sh,registry.sh,throttle.py,vm-init} "$job/node"
     # Small ones are big enough for a slow machine.
     BIG_FILES=${BIG_FILES:-2000} e2e/node/images.sh "$job/images" "$tools"
+    if [[ $install = chart ]]; then
+        cp -L "$binaries"/{kube-controller-manager,kube-scheduler} "$job/k8s"
+        install -m 0755 "$(scripts/helm.sh)" "$job/helm"
+        cp -R charts/aufs-csi "$job/chart"
+        cp "$E2E_IMAGE" "$job/image.tar"
+        skopeo copy --quiet "docker-archive:$E2E_IMAGE" "oci:$job/images/plugin:1"
+    fi
     {
+        printf 'export E2E_INSTALL=%q\n' "$install"
         printf 'export E2E_SLOW=%q\n' "$slow"
         printf 'export E2E_KILLS=%q\n' "${E2E_KILLS:-record mount 5}"
         printf 'cases=('
@@ -91,7 +99,7 @@ make_job() {
         echo ')'
     } >"$job/job"
     rm -f "$WORK/job.img"
-    mke2fs -q -t ext4 -m 0 -d "$job" "$WORK/job.img" 2G
+    mke2fs -q -t ext4 -m 0 -d "$job" "$WORK/job.img" 3G
     rm -rf "$job"
 }
 
@@ -105,6 +113,9 @@ stop_machine() {
 
 [[ -n ${AUFS_KERNEL:-} ]] || die "AUFS_KERNEL is not set; name a kernel image with AUFS, see the head of $0"
 [[ -r $AUFS_KERNEL ]] || die "the kernel $AUFS_KERNEL cannot be read"
+install=${E2E_INSTALL:-process}
+[[ $install != chart || -f ${E2E_IMAGE:-} ]] ||
+    die "E2E_IMAGE is not an archive of the image; run: make e2e-chart-aufs"
 [[ -x ${E2E_DRIVER:-} ]] || die "E2E_DRIVER is not a program; run: make e2e-node-aufs"
 accel=$AUFS_VM_ACCEL slow=${E2E_SLOW:-1}
 if [[ $accel = tcg ]]; then
