@@ -459,7 +459,14 @@ fn a_changed_mode_shows_the_old_list_for_a_while() {
     fs::set_permissions(&at, fs::Permissions::from_mode(0o700)).unwrap();
     assert_eq!(at.metadata().unwrap().mode() & 0o7777, 0o700);
     assert_eq!(list(), acl(0o755));
-    drop_caches();
+    // The kernel need not drop all of its caches the first time.
+    for _ in 0..100 {
+        drop_caches();
+        if list() == acl(0o700) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
     assert_eq!(list(), acl(0o700));
 }
 
