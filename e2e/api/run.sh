@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Has a real API server look at everything that is applied to one: what the chart
-# makes of its values, manifests/, and the YAML of the documentation. Nothing is
-# kept (--dry-run=server), and unknown or doubled fields are errors. As root.
+# makes of its values, manifests/, and the YAML of the documentation. Nothing of
+# these is kept (--dry-run=server), and unknown or doubled fields are errors. Then
+# it runs the documentation's commands of kubectl and helm as they stand, where no
+# node has to answer. As root.
 #
 # usage: e2e/api/run.sh
 #   K8S_BIN      directory with kube-apiserver and kubectl; see e2e/node/binaries.sh
@@ -120,4 +122,57 @@ while read -r number name; do
     python3 scripts/blocks.py object "$number" README.md docs/*.md charts/aufs-csi/README.md |
         check "document-$number-$name"
 done <"$scratch/documents"
-echo "e2e-api: $(grep -c '(server dry run)' "$scratch/checked") objects, $(wc -l <"$scratch/documents") of them blocks of the documentation"
+
+mkdir "$scratch/bin"
+ln -s "$HELM" "$scratch/bin/helm"
+PATH=$scratch/bin:$PATH
+: >"$scratch/ran"
+# documented BEGINNING: all commands of the documentation that begin so. What they
+# say is in $scratch/said.
+documented() {
+    local command
+    : >"$scratch/said"
+    python3 scripts/blocks.py commands "$1" README.md docs/*.md charts/aufs-csi/README.md >"$scratch/commands"
+    while read -r command; do
+        [[ $command != "" ]] || die "no page has a command that begins with: $1"
+        bash -euo pipefail -c "$command" >>"$scratch/said" 2>&1 </dev/null || {
+            cat "$scratch/said" >&2
+            die "a documented command fails: $command"
+        }
+        echo "$command" >>"$scratch/ran"
+    done <"$scratch/commands"
+}
+# expect WHAT ACTUAL WANTED
+expect() { [[ $2 = "$3" ]] || die "$1: is $(printf %q "$2"), wanted $(printf %q "$3")"; }
+
+kubectl create -f - >/dev/null <<'OBJECTS'
+apiVersion: v1
+kind: Node
+metadata: {name: worker-1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: left}
+spec:
+  containers: [{name: c, image: busybox}]
+  volumes: [{name: data, csi: {driver: container-image.csi.k8s.io, volumeAttributes: {image: busybox}}}]
+OBJECTS
+documented 'helm show values'
+grep -q '^kubeletRootDir:' "$scratch/said" || die "the chart's values are not shown"
+documented 'helm upgrade --install aufs-csi'
+documented 'kubectl label namespace'
+documented 'kubectl label node'
+expect "the node's label" "$(kubectl get node worker-1 -o 'jsonpath={.metadata.labels.node\.aufs-csi\.dev/kernel}')" aufs
+documented 'kubectl apply -f manifests/examples/pod.yaml'
+documented 'kubectl get pods -A -o go-template='
+expect "pods of the two drivers" "$(sort "$scratch/said")" $'default/layers\ndefault/left'
+documented 'helm upgrade aufs-csi'
+kubectl -n aufs-csi get daemonset aufs-csi-node -o yaml | grep -q agent-not-ready || die "no startup taint is set"
+documented 'kubectl -n aufs-csi describe daemonset'
+grep -q '^Name: *aufs-csi-node' "$scratch/said" || die "the DaemonSet is not described"
+documented 'kubectl debug node/worker-1'
+expect "where the debugger has the node" "$(kubectl get pods -o 'jsonpath={.items[?(@.spec.nodeName=="worker-1")].spec.containers[0].volumeMounts[?(@.name=="host-root")].mountPath}')" /host
+helm uninstall aufs-csi --namespace aufs-csi >/dev/null
+documented 'kubectl apply -k manifests/'
+documented 'kubectl apply -f manifests/admission'
+echo "e2e-api: $(grep -c '(server dry run)' "$scratch/checked") objects, $(wc -l <"$scratch/documents") of them blocks of the documentation; $(wc -l <"$scratch/ran") of its commands run"

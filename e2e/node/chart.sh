@@ -112,6 +112,8 @@ case_first_pod() {
     expect "the image" "$(inside first "$SEE")" "$SEEN"
     inside first 'echo mine >/data/note; rm /data/etc/kept'
     expect "changes" "$(inside first 'cat /data/note; ls /data/etc')" $'mine\nversion'
+    expect_in "volumes, in the plugin's pod" \
+        "$(kubectl -n "$NAMESPACE" exec "ds/$RELEASE-node" -- /aufs-csi volumes)" "$(target first data)"
 }
 
 # What the plugin's events look like when it is known by its service account.
@@ -151,6 +153,7 @@ case_plugin_killed() {
     wait_for 120 "another process" is_another_process "$process"
     wait_for 120 "the plugin to be ready" is_ready
     wait_for 60 "the plugin's registration" is_registered
+    expect_in "the log of the killed one" "$(kubectl -n "$NAMESPACE" logs --previous "$(plugin_pod)")" serving
     expect "the mount" "$(mounts_at "$(target stays data)")" "$mount"
     expect "changes" "$(inside stays 'cat /data/mine')" mine
     expect "the pod's restarts" "$(restarts stays)" 0
