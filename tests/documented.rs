@@ -49,9 +49,9 @@ make try | scripts/try.sh | examples/try
 make test | Makefile | test: lint deny
 make image | Makefile | scripts/test-image.sh "$$archive"
 make bench | Makefile | scripts/bench.sh
-make bench-aufs AUFS_KERNEL=path/to/bzImage | e2e/aufs/run.sh | bench
-make e2e-aufs AUFS_KERNEL=path/to/bzImage | e2e/aufs/run.sh | AUFS_KERNEL
-make e2e-node… | e2e/node/run.sh | E2E_DRIVER
+make bench-aufs AUFS_KERNEL=path/to/bzImage | Makefile | e2e/aufs/run.sh bench
+make e2e-aufs AUFS_KERNEL=path/to/bzImage | Makefile | AUFS_KERNEL='$(AUFS_KERNEL)' e2e/aufs/run.sh
+make e2e-node… | Makefile | e2e/node/run.sh $(CASES)
 "#;
 
 /// Command, file and text of each line.
@@ -279,9 +279,10 @@ fn run(page: &str, dir: &Path) -> usize {
     let mut script = String::from(
         "set -e\n\
          mkdir images; mv app old images\n\
+         : >program; mount --bind \"$PROGRAM\" program\n\
          for place in /srv /mnt /var/lib /run /usr/local/bin; do mount -t tmpfs tmpfs $place; done\n\
          mkdir -p /srv/images /mnt/home /run/user/0; mount --bind images /srv/images\n\
-         : >/usr/local/bin/aufs-csi; mount --bind \"$PROGRAM\" /usr/local/bin/aufs-csi\n\
+         : >/usr/local/bin/aufs-csi; mount --bind program /usr/local/bin/aufs-csi\n\
          set +e\n",
     );
     let all = commands(page);

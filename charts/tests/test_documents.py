@@ -1,5 +1,5 @@
 """What the documentation names is there: files, values of the chart, commands of
-the program, makefile targets."""
+the program. tests/documented.rs runs the commands."""
 
 import json
 import os
@@ -58,12 +58,6 @@ class Documents(unittest.TestCase):
                 # Other things are written so, too; a value begins as one does.
                 if path[0] in schema["properties"] and path[-1] not in ("md", "json", "yaml", "rs", "sh", "lock"):
                     self.assertTrue(has_value(schema, path), f"{page.name}: {setting}")
-
-    def test_targets_of_make_exist(self):
-        known = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-        for page in PAGES:
-            for target in re.findall(r"`make ([a-z0-9-]+)", page.read_text()):
-                self.assertIn(target, known, page.name)
 
     def test_verbs_and_options_of_the_program_exist(self):
         known = subprocess.run([os.environ["AUFS_CSI"], "--help"], check=True, stdout=subprocess.PIPE, text=True).stdout
