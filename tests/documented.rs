@@ -221,10 +221,12 @@ fn targets_of_make_exist() {
 
 /// What a page takes for granted, before a command that begins so.
 const BEFORE: &[(&str, &str)] = &[
-    // It was used long ago on that page.
+    // There is another image, which was used before the one that is mounted.
     (
         "aufs-csi gc --dry-run --all",
-        "export AUFS_CSI_GC_MIN_AGE=0s\naufs-csi stage oci:/srv/images/old:1 >/dev/null",
+        "touch --date '1 minute' /var/lib/aufs-csi/images/*.json\n\
+         aufs-csi stage oci:/srv/images/old:1 >/dev/null\n\
+         export AUFS_CSI_GC_MIN_AGE=0s",
     ),
     (
         "aufs-csi node",
