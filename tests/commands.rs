@@ -607,3 +607,43 @@ fn all_faults_of_a_policy_file_are_told_at_once() {
     let (code, text) = place.code(&["check", "--policy", named]);
     assert_eq!(code, 0, "{text}");
 }
+
+/// Without root there are no loop devices: a limit on disk is refused rather than
+/// ignored, one in memory holds.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the program is what is tested")]
+fn without_root_a_limit_on_disk_is_refused_and_one_in_memory_holds() {
+    let place = Place::new();
+    place.image(&place.path("image"), "one");
+    let disk = place.target("disk");
+    let memory = place.target("memory");
+    let mount = |target: &Path, more: &str| {
+        let program = env!("CARGO_BIN_EXE_aufs-csi");
+        // The mount goes with the namespace; the write is made inside of it.
+        let script = format!(
+            "'{program}' --rootless mount oci:image:latest '{at}' --size-limit 4Mi {more} || exit\n\
+             head -c 8388608 /dev/zero >'{at}/zeros' && exit 3\n\
+             '{program}' --rootless unmount '{at}'",
+            at = target.display()
+        );
+        std::process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "--", "sh", "-c"])
+            .arg(script)
+            .env("AUFS_CSI_ROOT", place.path("own"))
+            .env("AUFS_CSI_RUN_DIR", place.path("own-run"))
+            .current_dir(place.path("."))
+            .output()
+            .expect("the program unshare of util-linux is needed")
+    };
+    let output = mount(&disk, "");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{text}");
+    assert!(text.contains("a filesystem of its own"), "{text}");
+    let left = fs::read_dir(place.path("own/volumes")).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let output = mount(&memory, "--medium memory");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("No space left on device"), "{text}");
+}
