@@ -3,7 +3,12 @@
 //! mount and process namespaces of their own; their output is compared with what
 //! is printed below them. Every other command is in `ELSEWHERE`, with the suite
 //! that runs it.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail as tests do"
+)]
 
 mod support;
 
