@@ -51,7 +51,8 @@ if [[ -z $engine ]]; then
     fi
 fi
 
-program=${IMAGE_PROGRAM:-$(scripts/release.sh "$arch")}
+# The program has no time in it, and what is written in C would be built anew.
+program=${IMAGE_PROGRAM:-$(env -u SOURCE_DATE_EPOCH scripts/release.sh "$arch")}
 out=target/image
 context=$out/context-$arch
 rm -rf "$context"
