@@ -16,8 +16,9 @@ processes=()
 say() { echo "admission: $*" >&2; }
 stop() {
     local process
-    for process in "${processes[@]}"; do kill "$process" 2>/dev/null || true; done
-    wait
+    # Nothing of them is kept, and an API server without etcd takes minutes to end.
+    for process in "${processes[@]}"; do kill -KILL "$process" 2>/dev/null || true; done
+    wait 2>/dev/null
     rm -rf "$work"
 }
 trap stop EXIT
