@@ -237,7 +237,7 @@ impl Volumes {
             label,
             xino: None,
         };
-        let shared = shared::id_of(&plan, request.owner);
+        let shared = shared::id_of(&plan, request.owner, &self.probe()?.features());
         plan.xino = Some(self.xino_of(dir, shared.as_deref())?);
         let mut record = VolumeRecord {
             version: RECORD_VERSION,

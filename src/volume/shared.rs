@@ -29,7 +29,7 @@ use super::{VolumeError, Volumes, make_dir};
 use crate::chain::Chain;
 use crate::layer::steps;
 use crate::layer::store::{StoreError, hex};
-use crate::union::{self, Backend, MountPlan, VerifyError};
+use crate::union::{self, Backend, Features, MountPlan, VerifyError};
 use sha2::{Digest as _, Sha256};
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -41,21 +41,23 @@ use std::time::Duration;
 /// How long an unmount of what a killed process left waits for who still uses it.
 const TIDY_PATIENCE: Duration = Duration::from_millis(200);
 
-/// Name of the union that a volume shares, if it shares one: of all that decides
-/// what the mount is.
-pub(super) fn id_of(plan: &MountPlan, owner: Owner) -> Option<String> {
+/// Name of the union that a volume shares, if it shares one: of the calls that make
+/// it. So one that another version of this program made in another way is not taken
+/// for the same, and lives beside it until its last volume goes.
+pub(super) fn id_of(plan: &MountPlan, owner: Owner, features: &Features) -> Option<String> {
     if !plan.read_only || plan.backend == Backend::Bind || owner != Owner::Plugin {
         return None;
     }
-    let mut hash = Sha256::new();
-    hash.update(plan.backend.name());
-    hash.update(b"\n");
-    hash.update(plan.label.as_deref().unwrap_or_default());
-    for branch in &plan.branches {
-        hash.update(b"\n");
-        hash.update(branch.as_os_str().as_encoded_bytes());
-    }
-    Some(hex(&hash.finalize()[..16]))
+    let anywhere = MountPlan {
+        target: "/target".into(),
+        staging: "/staging".into(),
+        sub_path: None,
+        xino: Some("/xino".into()),
+        ..plan.clone()
+    };
+    // A plan that cannot be mounted says why when it is.
+    let steps = anywhere.steps(features).ok()?;
+    Some(hex(&Sha256::digest(format!("{steps:?}"))[..16]))
 }
 
 /// Where a shared union is.
@@ -328,4 +330,61 @@ fn names(dir: &Path) -> Result<Vec<OsString>, VolumeError> {
     entries
         .map(|entry| entry.map(|entry| entry.file_name()).map_err(failed))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::union::{AufsFeatures, OverlayFeatures};
+
+    #[test]
+    fn a_union_is_shared_by_what_makes_it_and_not_by_where_it_is() {
+        let features = Features {
+            page_size: 4096,
+            aufs: AufsFeatures {
+                dirperm1: true,
+                icexusr: true,
+                branch_limit: 127,
+            },
+            overlay: OverlayFeatures {
+                lowerdir_append: true,
+                index: true,
+                userxattr: false,
+            },
+        };
+        let plan = |name: &str| MountPlan {
+            backend: Backend::Aufs,
+            branches: vec!["/s/diff/b".into(), "/s/diff/a".into()],
+            writable: None,
+            target: format!("/pods/{name}").into(),
+            staging: format!("/s/volumes/{name}/staging").into(),
+            sub_path: (name == "sub").then(|| "d".into()),
+            read_only: true,
+            label: None,
+            xino: Some(format!("/run/{name}").into()),
+        };
+        let id = |plan: &MountPlan| id_of(plan, Owner::Plugin, &features).unwrap();
+        let one = id(&plan("one"));
+        assert_eq!(one, id(&plan("two")));
+        assert_eq!(one, id(&plan("sub")));
+        let mut others = vec![one.clone()];
+        for change in [
+            (|plan| plan.branches.reverse()) as fn(&mut MountPlan),
+            |plan| plan.label = Some("u:r:t:s0".to_owned()),
+            |plan| plan.backend = Backend::Overlay,
+        ] {
+            let mut other = plan("one");
+            change(&mut other);
+            others.push(id(&other));
+        }
+        // As a version of this program that gives other options.
+        let mut older = features.clone();
+        older.aufs.dirperm1 = false;
+        others.extend(id_of(&plan("one"), Owner::Plugin, &older));
+        let count = others.len();
+        others.sort();
+        others.dedup();
+        assert_eq!((count, others.len()), (5, 5));
+        assert_eq!(id_of(&plan("one"), Owner::Command, &features), None);
+    }
 }
