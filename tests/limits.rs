@@ -17,9 +17,10 @@ use aufs_csi::ext4::{self, Identity, Layout};
 use aufs_csi::host::linux::LinuxHost;
 use aufs_csi::host::{Host, MountCall, MountFlags};
 use aufs_csi::image::reference::Source;
+use aufs_csi::layer::collect::Marks;
 use aufs_csi::union::probe::UnionRequest;
 use aufs_csi::union::unmount;
-use aufs_csi::volume::{ErrorKind, Medium, PublishRequest, VolumeError};
+use aufs_csi::volume::{CollectSettings, ErrorKind, Medium, PublishRequest, VolumeError};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -329,6 +330,64 @@ fn a_full_disk_of_the_node_is_not_the_volumes_business() {
     // Not even a volume with all its space used needs any to go away.
     node.unpublish("v");
     is_clear(&node);
+}
+
+/// A limit that no disk here could hold costs nobody anything: neither the space of
+/// the node while it is looked for, nor the images that nobody uses just now.
+#[test]
+fn what_can_never_be_held_is_refused_and_costs_nobody_anything() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    let disk = Disk::new(192 * MIB);
+    let node = TestNode::in_dir(&disk.at());
+    let source = node.image("image", &stack());
+    publish(&node, &limited(&node, "v", &source, LIMIT, Medium::Disk));
+    node.unpublish("v");
+    // Nothing is too young to go.
+    node.volumes.set_collection(CollectSettings {
+        marks: Marks {
+            min_age: Duration::ZERO,
+            ..Marks::default()
+        },
+        prefetch: Vec::new(),
+    });
+    let branches = || names(&disk.at());
+    let cached = branches();
+    let free = || LinuxHost.filesystem(&disk.at()).unwrap().bytes_available;
+    let before = free();
+    let (least, ends) = (AtomicU64::new(before), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ends.load(Ordering::SeqCst) {
+                least.fetch_min(free(), Ordering::SeqCst);
+            }
+        });
+        for bytes in [1 << 30, 1 << 40] {
+            let request = limited(&node, "w", &source, bytes, Medium::Disk);
+            let error = node.volumes.publish(&request, &()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ResourceExhausted);
+            let text = chain(&error);
+            assert!(text.contains("bytes of the node's disk"), "{text}");
+        }
+        ends.store(true, Ordering::SeqCst);
+    });
+    let least = least.into_inner();
+    assert!(least + 8 * MIB > before, "{least} of {before} were free");
+    assert_eq!(branches(), cached);
+    is_clear(&node);
+}
+
+/// Branches of all stores below.
+fn names(at: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(at).unwrap() {
+        let path = entry.unwrap().path();
+        let diff = path.join("store/diff");
+        let entries = fs::read_dir(diff).into_iter().flatten();
+        found.extend(entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()));
+    }
+    found.sort();
+    assert!(!found.is_empty());
+    found
 }
 
 #[test]

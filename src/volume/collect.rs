@@ -24,7 +24,7 @@ use super::{ErrorKind, VolumeError, Volumes};
 use crate::chain::{Chain, find};
 use crate::image::reference::Source;
 use crate::layer::collect::{
-    Aim, Decision, Disk, Facts, Marks, Subject, Verdict, decide, still_goes, store_bytes,
+    Aim, Decision, Disk, Facts, Marks, Subject, Verdict, decide, estimate, still_goes, store_bytes,
 };
 use crate::layer::store::{Collecting, StoreError};
 use crate::stage::StageError;
@@ -304,6 +304,10 @@ impl Volumes {
             | (_, Some(StageError::Limit { needs, .. })) => *needs,
             _ => 0,
         };
+        if !self.could_have_room(need).unwrap_or(true) {
+            // Or whoever asks for more than there is empties the store for everybody.
+            return Err(self.no_room(failed, None));
+        }
         tracing::warn!(error = %Chain(&failed), "no space: collecting");
         let collected = self.collect(Aim::Room(need), true);
         match collected {
@@ -314,6 +318,16 @@ impl Volumes {
                 Err(self.no_room(failed, None))
             }
         }
+    }
+
+    /// Whether so many bytes could be free if everything in the store went.
+    fn could_have_room(&self, need: u64) -> Result<bool, VolumeError> {
+        let branches = self.store.branches().map_err(VolumeError::Store)?;
+        let bytes = branches
+            .iter()
+            .map(|branch| estimate(branch.summary.bytes, branch.summary.nodes))
+            .fold(self.store_disk()?.bytes_free, u64::saturating_add);
+        Ok(need <= bytes)
     }
 
     fn no_room(&self, failed: VolumeError, collect: Option<&Collect>) -> VolumeError {

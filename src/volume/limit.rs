@@ -134,11 +134,27 @@ impl Volumes {
             Means::Memory => self.mount_memory(dir, limit, label),
             Means::Image => {
                 // Where there is no room, the caller collects and begins anew.
+                self.has_room(dir, limit)?;
                 make_image(&image(dir), limit)?;
                 self.mount_image(dir, label)
             }
         }
         .map_err(VolumeError::Limit)
+    }
+
+    /// Refuses what the disk cannot hold before any of it is allocated: ext4 would
+    /// allocate all that there is before it says that this is not enough, and
+    /// everybody else on the node would be without space until it is let go.
+    fn has_room(&self, dir: &Path, limit: &Limit) -> Result<(), VolumeError> {
+        let layout = Layout::for_usable(limit.bytes).map_err(VolumeError::LimitTooLarge)?;
+        let disk = self.host.filesystem(dir).map_err(VolumeError::Limit)?;
+        match layout.bytes() > disk.bytes_available {
+            true => Err(VolumeError::NoRoomForLimit {
+                needs: layout.bytes(),
+                source: Errno::NOSPC.into(),
+            }),
+            false => Ok(()),
+        }
     }
 
     fn mount_memory(
