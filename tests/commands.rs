@@ -647,3 +647,52 @@ fn without_root_a_limit_on_disk_is_refused_and_one_in_memory_holds() {
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(text.contains("No space left on device"), "{text}");
 }
+
+/// As `kubectl debug node` shows the node to a container: all that is recorded has
+/// another path there, and what is mounted cannot be seen by its name.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the program is what is tested")]
+fn purge_in_a_container_that_has_the_node_below_a_directory_touches_no_volume() {
+    let place = Place::new();
+    place.image(&place.path("image"), "one");
+    let target = place.target("kubelet/pods/u/volumes/kubernetes.io~csi/v/mount");
+    place.good(&["mount", "oci:image:latest", target.to_str().unwrap()]);
+    fs::write(target.join("mine"), "by the pod").unwrap();
+    let volumes = fs::read_dir(place.path("store/volumes")).unwrap();
+    let record = volumes
+        .map(|entry| entry.unwrap().path().join("record.json"))
+        .find(|path| path.exists())
+        .unwrap();
+    // As the plugin's own, which it looks after: mounted, or being taken down.
+    let text = fs::read_to_string(&record).unwrap();
+    let host = tempfile::tempdir().unwrap();
+    for state in ["mounted", "leaving"] {
+        let text = text
+            .replace("\"command\"", "\"plugin\"")
+            .replace("\"state\": \"mounted\"", &format!("\"state\": \"{state}\""));
+        assert!(text.contains("plugin") && text.contains(state), "{text}");
+        fs::write(&record, &text).unwrap();
+        let script = format!(
+            "mount --rbind '{place}' '{host}' && mount -t tmpfs none '{place}' &&\n\
+             exec '{program}' purge --root '{host}/store' --run-dir '{host}/run' \
+             --kubelet-root '{host}/kubelet'",
+            place = place.path("").display(),
+            host = host.path().display(),
+            program = env!("CARGO_BIN_EXE_aufs-csi"),
+        );
+        let output = std::process::Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "--", "sh", "-c"])
+            .arg(script)
+            .output()
+            .expect("the program unshare of util-linux is needed");
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(75), "{state}: {words}");
+        assert!(words.contains(target.to_str().unwrap()), "{state}: {words}");
+        let mine = fs::read_to_string(target.join("mine")).unwrap();
+        assert_eq!(mine, "by the pod", "{state}");
+        let which = fs::read_to_string(target.join("which")).unwrap();
+        assert_eq!(which, "one", "{state}");
+    }
+    fs::write(&record, text).unwrap();
+    place.good(&["unmount", target.to_str().unwrap()]);
+}

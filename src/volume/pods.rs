@@ -9,6 +9,8 @@ use std::path::{Component, Path};
 
 /// kubelet's name for what it needs to know to unpublish a volume.
 const VOLUME_DATA: &str = "vol_data.json";
+/// Parts of a target below kubelet's directory.
+const PARTS: usize = 6;
 
 /// What kubelet has of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +30,14 @@ pub fn directory_of(kubelet_root: &Path, target: &Path) -> io::Result<PodDirecto
         return Ok(PodDirectory::Present);
     };
     if !directory.try_exists()? {
-        if is_kubelets(kubelet_root, target) && !kubelet_root.join("pods").try_exists()? {
+        // The directory of pods that it was made in, which need not be below the
+        // kubelet's directory of today, nor be seen from this container.
+        let pods = target.ancestors().nth(PARTS - 1);
+        let root = pods.and_then(Path::parent);
+        if let (Some(pods), Some(root)) = (pods, root)
+            && is_kubelets(root, target)
+            && !pods.try_exists()?
+        {
             // Its disk is not mounted yet, and then every pod seems to be gone.
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
@@ -109,6 +118,11 @@ mod tests {
         assert_eq!(found(), PodDirectory::Forgotten);
         fs::write(volume.join("vol_data.json"), "{}").unwrap();
         assert_eq!(found(), PodDirectory::Present);
+        // Nor is it where kubelet's directory was before, or is for others.
+        let before = root.join("before/pods/u/volumes/kubernetes.io~csi/v/mount");
+        assert!(directory_of(root, &before).is_err());
+        fs::create_dir_all(root.join("before/pods")).unwrap();
+        assert_eq!(directory_of(root, &before).unwrap(), PodDirectory::Gone);
         let other = root.join("other/target");
         assert_eq!(directory_of(root, &other).unwrap(), PodDirectory::Gone);
         fs::create_dir_all(root.join("other")).unwrap();

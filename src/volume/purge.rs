@@ -36,6 +36,15 @@ impl Volumes {
                 });
             }
         }
+        // Nothing is known of mounts that are recorded by other names than they
+        // have here: in a container that has the node's root below a directory, all
+        // of them would seem to be gone.
+        let elsewhere_made = self.recorded_elsewhere()?;
+        if !elsewhere_made.is_empty() {
+            return Err(VolumeError::StillInUse {
+                what: elsewhere_made,
+            });
+        }
         // What nobody wants any more goes the usual way.
         if elsewhere.kubelet_root.exists() {
             self.recover(&elsewhere.kubelet_root)?;
@@ -64,6 +73,30 @@ impl Volumes {
                 .try_for_each(|path| remove_empty(path))
         };
         remove().map_err(VolumeError::Store)
+    }
+
+    /// Volumes that were made where the store has another path.
+    fn recorded_elsewhere(&self) -> Result<Vec<String>, VolumeError> {
+        let records = record::all(&self.store).map_err(VolumeError::Store)?;
+        Ok(records
+            .into_iter()
+            .filter(|(dir, record)| record.plan.staging.parent() != Some(dir.as_path()))
+            .map(|(_, record)| {
+                format!(
+                    "{} at {}, which was made where its directory is {}: purge it from there",
+                    record
+                        .pod
+                        .map_or(record.volume_id, |pod| format!("pod {pod}")),
+                    record.target.display(),
+                    record
+                        .plan
+                        .staging
+                        .parent()
+                        .unwrap_or(&record.plan.staging)
+                        .display()
+                )
+            })
+            .collect())
     }
 
     /// Volumes, and mounts in the store or the run directory, each with words
