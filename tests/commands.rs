@@ -696,3 +696,43 @@ fn purge_in_a_container_that_has_the_node_below_a_directory_touches_no_volume() 
     fs::write(&record, text).unwrap();
     place.good(&["unmount", target.to_str().unwrap()]);
 }
+
+/// Whoever uses the store when a purge begins is waited for, and may have mounted a
+/// volume by then.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the program is what is tested")]
+fn purge_looks_again_when_it_has_waited() {
+    use rustix::fs::{FlockOperation, flock};
+    let place = Place::new();
+    place.image(&place.path("image"), "one");
+    place.good(&["stage", "oci:image:latest"]);
+    let target = place.target("target");
+    // As a mount does while it stages.
+    let lock = fs::File::open(place.path("store/store.lock")).unwrap();
+    flock(&lock, FlockOperation::LockShared).unwrap();
+    let purge = std::process::Command::new(env!("CARGO_BIN_EXE_aufs-csi"))
+        .args(["purge", "--kubelet-root", "/nonexistent"])
+        .env("AUFS_CSI_ROOT", place.path("store"))
+        .env("AUFS_CSI_RUN_DIR", place.path("run"))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let id = purge.id().to_string();
+    let waits = || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let mut lines = locks.lines();
+        lines.any(|line| line.contains("->") && line.split_whitespace().any(|part| part == id))
+    };
+    while !waits() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    place.good(&["mount", "oci:image:latest", target.to_str().unwrap()]);
+    flock(&lock, FlockOperation::Unlock).unwrap();
+    let output = purge.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{text}");
+    assert!(text.contains(target.to_str().unwrap()), "{text}");
+    assert_eq!(fs::read_to_string(target.join("which")).unwrap(), "one");
+    place.good(&["unmount", target.to_str().unwrap()]);
+    place.good(&["purge", "--kubelet-root", "/nonexistent"]);
+}

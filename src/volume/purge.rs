@@ -29,13 +29,7 @@ impl Volumes {
     /// mounted: these are named, and nothing is removed. May be called again
     /// whatever became of an earlier call.
     pub fn purge(&self, elsewhere: &Elsewhere) -> Result<(), VolumeError> {
-        for socket in &elsewhere.sockets {
-            if UnixStream::connect(socket).is_ok() {
-                return Err(VolumeError::PluginRuns {
-                    socket: socket.clone(),
-                });
-            }
-        }
+        is_stopped(elsewhere)?;
         // Nothing is known of mounts that are recorded by other names than they
         // have here: in a container that has the node's root below a directory, all
         // of them would seem to be gone.
@@ -50,11 +44,12 @@ impl Volumes {
             self.recover(&elsewhere.kubelet_root)?;
             self.reap(&elsewhere.kubelet_root, Duration::ZERO)?;
         }
-        let left = self.left()?;
-        if !left.is_empty() {
-            return Err(VolumeError::StillInUse { what: left });
-        }
-        self.store.purge().map_err(VolumeError::Store)?;
+        self.nothing_is_left()?;
+        let alone = self.store.lock_alone().map_err(VolumeError::Store)?;
+        // Whoever was waited for may have mounted a volume.
+        is_stopped(elsewhere)?;
+        self.nothing_is_left()?;
+        alone.purge().map_err(VolumeError::Store)?;
         let remove = || -> Result<(), StoreError> {
             let run = &self.options.run_dir;
             steps::before("remove the run directory");
@@ -73,6 +68,13 @@ impl Volumes {
                 .try_for_each(|path| remove_empty(path))
         };
         remove().map_err(VolumeError::Store)
+    }
+
+    fn nothing_is_left(&self) -> Result<(), VolumeError> {
+        match self.left()? {
+            left if left.is_empty() => Ok(()),
+            left => Err(VolumeError::StillInUse { what: left }),
+        }
     }
 
     /// Volumes that were made where the store has another path.
@@ -124,6 +126,16 @@ impl Volumes {
             }
         }
         Ok(left)
+    }
+}
+
+fn is_stopped(elsewhere: &Elsewhere) -> Result<(), VolumeError> {
+    let answers = |socket: &&PathBuf| UnixStream::connect(socket).is_ok();
+    match elsewhere.sockets.iter().find(answers) {
+        Some(socket) => Err(VolumeError::PluginRuns {
+            socket: socket.clone(),
+        }),
+        None => Ok(()),
     }
 }
 

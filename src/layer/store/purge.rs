@@ -16,21 +16,38 @@ const LAST: &str = "store.json";
 /// The filesystem's own, where the store has one to itself.
 const THEIRS: &str = "lost+found";
 
+/// A store that nobody else uses for as long as this is there.
+#[derive(Debug)]
+pub struct Alone<'a>(&'a Store);
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        // Its file is closed with the store at the latest.
+        let _ = rustix::fs::flock(&self.0.lock, FlockOperation::Unlock);
+    }
+}
+
 impl Store {
-    /// Removes the store with everything in it, whatever its name, for the
-    /// directory is the store's alone. Waits for who uses it. Nothing may be
-    /// mounted in it; a mount point ends it with an error. The directory itself
-    /// stays where something is mounted on it, or where it is a mount.
-    pub fn purge(&self) -> Result<(), StoreError> {
+    /// Waits for who uses the store. What was there before may have changed.
+    pub fn lock_alone(&self) -> Result<Alone<'_>, StoreError> {
         let lock = self.root.join("store.lock");
         rustix::fs::flock(&self.lock, FlockOperation::LockExclusive)
             .map_err(io::Error::from)
             .map_err(StoreError::io("lock", &lock))?;
+        Ok(Alone(self))
+    }
+}
+
+impl Alone<'_> {
+    /// Removes the store with everything in it, whatever its name, for the
+    /// directory is the store's alone. Nothing may be mounted in it; a mount point
+    /// ends it with an error. The directory itself stays where something is mounted
+    /// on it, or where it is a mount.
+    pub fn purge(self) -> Result<(), StoreError> {
+        let root = &self.0.root;
         let mut names: Vec<OsString> = FIRST.map(OsString::from).into();
-        for entry in fs::read_dir(&self.root).map_err(StoreError::io("list", &self.root))? {
-            let name = entry
-                .map_err(StoreError::io("list", &self.root))?
-                .file_name();
+        for entry in fs::read_dir(root).map_err(StoreError::io("list", root))? {
+            let name = entry.map_err(StoreError::io("list", root))?.file_name();
             if name != LAST && name != THEIRS && !names.contains(&name) {
                 names.push(name);
             }
@@ -38,10 +55,10 @@ impl Store {
         names.push(LAST.into());
         for name in names {
             steps::before("remove a part of the store");
-            remove(&self.root.join(name))?;
+            remove(&root.join(name))?;
         }
         steps::before("remove the store's directory");
-        remove_empty(&self.root)
+        remove_empty(root)
     }
 }
 
