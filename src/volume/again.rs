@@ -40,7 +40,7 @@ impl Volumes {
             );
             drop(shared);
             self.take_down(dir, &record, Target::Own).map_err(kept)?;
-            return self.mount_anew(request, dir, record.target, progress);
+            return self.begin_again(request, dir, record, progress);
         }
         // Without either, the machine went down before they were on its disk.
         let writable = record.plan.writable.as_ref();
@@ -62,9 +62,27 @@ impl Volumes {
             );
             drop(shared);
             self.take_down(dir, &record, Target::Own).map_err(kept)?;
-            return self.mount_anew(request, dir, record.target, progress);
+            return self.begin_again(request, dir, record, progress);
         }
         self.bring_back(dir, record, progress).map_err(kept)
+    }
+
+    /// Mounts a volume that lost its writable layer as if it were new, by what it was
+    /// first: the limit and the union that the operator's rules gave it then, and the
+    /// content that its names led to.
+    fn begin_again(
+        &self,
+        request: &PublishRequest,
+        dir: &Path,
+        record: VolumeRecord,
+        progress: &dyn Progress,
+    ) -> Result<Published, VolumeError> {
+        let request = PublishRequest {
+            size_limit: record.limit.map(|limit| limit.bytes),
+            union: union_of(record.plan.backend),
+            ..request.clone()
+        };
+        self.mount_anew(&request, Some(&record.images), dir, record.target, progress)
     }
 
     /// Should it fail, the record stays and with it what the pod wrote.

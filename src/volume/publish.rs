@@ -130,7 +130,7 @@ impl Volumes {
                 ..published(*record)
             }),
             Before::Unmounted(record) => self.mount_again(request, dir, *record, progress),
-            Before::Nothing => self.mount_anew(request, dir, target, progress),
+            Before::Nothing => self.mount_anew(request, None, dir, target, progress),
         }
     }
 
@@ -204,9 +204,12 @@ impl Volumes {
         record::write(dir, record).map_err(VolumeError::Store)
     }
 
+    /// Mounts a volume of which there is nothing, with the images that it had
+    /// before, if it had any.
     pub(super) fn mount_anew(
         &self,
         request: &PublishRequest,
+        were: Option<&[RecordedImage]>,
         dir: &Path,
         target: PathBuf,
         progress: &dyn Progress,
@@ -217,7 +220,7 @@ impl Volumes {
         // What is staged carries a lease, so that it is not collected before it is pinned.
         let held = self.store.lock_shared().map_err(VolumeError::Store)?;
         let label = self.label(request.label.as_deref());
-        let staged = self.stage_for(request, None, request.union, progress, &held)?;
+        let staged = self.stage_for(request, were, request.union, progress, &held)?;
         let mut plan = MountPlan {
             backend: staged.backend,
             branches: staged
