@@ -72,8 +72,12 @@ impl<S: VolumeService> NodeService<S> {
                 if standing == Standing::Published {
                     return Ok(());
                 }
-                let request = request::publish(&wanted, secrets, &policy.now(), standing)
-                    .map_err(|error| status::of_request(&error))?;
+                let request = request::publish(&wanted, secrets, &policy.now(), standing).map_err(
+                    |error| match standing {
+                        Standing::Recorded => status::of_recorded(&error),
+                        Standing::Unknown | Standing::Published => status::of_request(&error),
+                    },
+                )?;
                 volumes.publish(&request, latest).map_err(failed)
             })
             .await

@@ -55,6 +55,12 @@ pub fn of_request(error: &RequestError) -> Status {
     with_causes(error.kind(), error)
 }
 
+/// The same of a volume that was published before: what its pod wrote is here, and
+/// after a final code kubelet would forget it.
+pub(super) fn of_recorded(error: &RequestError) -> Status {
+    with_causes(ErrorKind::Unavailable, error)
+}
+
 /// Work on the volume goes on, or other work is in the way.
 pub(super) fn in_progress(message: String) -> Status {
     Status::new(code(ErrorKind::Aborted), message)

@@ -90,6 +90,21 @@ async fn a_policy_that_changes_holds_for_new_volumes_and_not_for_those_that_are_
         tokio::time::sleep(super::LOOK_EVERY).await;
     }
     refused(&kubelet, &kubelet.volume(&image), "localImages").await;
+    // One that was there and has to be mounted again waits for a rule that lets it:
+    // after a final code kubelet would forget it, with what its pod wrote.
+    node.unmount_all();
+    let status = kubelet.replay(&old).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().contains("localImages"), "{status:?}");
+    write(&dir, 5, &open);
+    while reloads("applied").await == 2 {
+        tokio::time::sleep(super::LOOK_EVERY).await;
+    }
+    for volume in [&old, &part, &reading] {
+        kubelet.replay(volume).await.unwrap();
+    }
+    let written = fs::read_to_string(old.target().join("new"));
+    assert_eq!(written.unwrap(), "by the pod");
     for mut volume in [old, part, reading] {
         kubelet.delete(&mut volume).await;
     }
