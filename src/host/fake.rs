@@ -613,6 +613,10 @@ impl Host for FakeHost {
                 Ok(())
             }
             MountCall::Bind { source, beneath } => state.bind(target, source, beneath.as_deref()),
+            MountCall::Private => match state.top(target) {
+                Some(_) => Ok(()),
+                None => Err(refused(Errno::INVAL)),
+            },
             MountCall::AddFlags { flags } => {
                 if state.top(target).is_none() {
                     return Err(refused(Errno::INVAL));

@@ -97,6 +97,10 @@ impl Host for LinuxHost {
                 let directory = open_beneath(source, beneath)?;
                 Ok(sys::mount_bind(descriptor_path(&directory), target)?)
             }
+            MountCall::Private => Ok(sys::mount_change(
+                target,
+                sys::MountPropagationFlags::PRIVATE,
+            )?),
             MountCall::AddFlags { flags } => {
                 // A bind remount replaces the flags, and may not drop those
                 // that a user namespace has locked.

@@ -107,6 +107,10 @@ pub enum MountCall {
         /// Flags to add.
         flags: MountFlags,
     },
+    /// `mount(2)` with `MS_PRIVATE`: what is mounted beneath this mount does not
+    /// appear beneath its binds, nor the other way round. It still goes with the
+    /// mount that it is in.
+    Private,
     /// A new overlay mount.
     Overlay(OverlayCall),
     /// The ext4 filesystem in a file, by way of a loop device that goes with its
@@ -132,6 +136,7 @@ impl MountCall {
             Self::Remount { .. } => "remount",
             Self::Bind { .. } => "bind mount",
             Self::AddFlags { .. } => "bind remount",
+            Self::Private => "change of propagation",
             Self::Overlay(_) => "overlay mount",
             Self::Image { .. } => "mount of an image",
         }

@@ -457,6 +457,7 @@ impl Run<'_> {
                     }
                     MountCall::Bind { .. }
                     | MountCall::AddFlags { .. }
+                    | MountCall::Private
                     | MountCall::Overlay(_)
                     | MountCall::Image { .. } => "",
                 };
@@ -475,7 +476,7 @@ impl Run<'_> {
             | MountCall::Image { .. } => {
                 self.made.push(at.to_path_buf());
             }
-            MountCall::Remount { .. } | MountCall::AddFlags { .. } => {}
+            MountCall::Remount { .. } | MountCall::AddFlags { .. } | MountCall::Private => {}
         }
         Ok(())
     }

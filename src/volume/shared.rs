@@ -27,6 +27,7 @@ use super::publish::of_mount;
 use super::record::{self, Owner, VolumeRecord};
 use super::{VolumeError, Volumes, make_dir};
 use crate::chain::Chain;
+use crate::host::MountCall;
 use crate::layer::steps;
 use crate::layer::store::{StoreError, hex};
 use crate::union::{self, Backend, Features, MountPlan, VerifyError};
@@ -164,6 +165,12 @@ impl Volumes {
                 });
             }
         }
+        // Or what somebody mounts in one pod's volume is in all pods' and holds them.
+        host.mount(&plan.target, &MountCall::Private)
+            .map_err(|source| VolumeError::Target {
+                target: plan.target.clone(),
+                source,
+            })?;
         let steps = record.plan.bound_from(&plan.target);
         union::execute(host, &record.plan, &features, &steps)
             .map_err(|error| of_mount(error, record))?;
