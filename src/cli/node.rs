@@ -146,6 +146,7 @@ async fn serve(options: VolumeOptions, node: NodeConfig) -> Result<(), CliError>
         let health = observers.health.clone();
         Task(tokio::spawn(keep_off(taint, health)))
     });
+    let _collect = Task(tokio::spawn(keep_collected(Arc::clone(&volumes))));
     let _prefetch = Task(tokio::spawn(keep_prefetched(
         Arc::clone(&volumes),
         policy.clone(),
@@ -404,7 +405,7 @@ async fn keep_up(volumes: Arc<Volumes>, kubelet_root: PathBuf, metrics: Metrics)
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first tick is at once, just after recovery.
     ticks.tick().await;
-    for round in 0_u32.. {
+    loop {
         ticks.tick().await;
         let (volumes, root, metrics) =
             (Arc::clone(&volumes), kubelet_root.clone(), metrics.clone());
@@ -419,6 +420,21 @@ async fn keep_up(volumes: Arc<Volumes>, kubelet_root: PathBuf, metrics: Metrics)
             if let Err(error) = volumes.expire_downloads() {
                 tracing::warn!(error = %Chain(&error), "cannot remove old downloads");
             }
+        })
+        .await;
+    }
+}
+
+/// Removes what nobody needs, for as long as the plugin serves. A task of its own:
+/// it takes as long as deleting takes, and branches wait to be flushed.
+async fn keep_collected(volumes: Arc<Volumes>) {
+    let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await;
+    for round in 0_u32.. {
+        ticks.tick().await;
+        let volumes = Arc::clone(&volumes);
+        blocking(move || {
             if let Err(error) = volumes.collect_if_needed(round % COLLECT_EVERY == 0) {
                 tracing::warn!(error = %Chain(&error), "cannot remove what nobody needs");
             }
