@@ -260,6 +260,17 @@ class Values(unittest.TestCase):
             self.assertTrue(mount["readOnly"])
             self.assertEqual(volume["hostPath"]["path"], path)
 
+    def test_local_images_of_the_policy_are_mounted_once(self):
+        objects = render({"localImages": ["/srv/images", "/srv/both"],
+                          "policy": {"content": {"localImages": ["/srv/both/", "/srv/policy"]}}})
+        # Which of them pods may name is the policy's to say.
+        self.assertEqual(objects.option("--allow-local-images"), ["/srv/images", "/srv/both"])
+        for path in ("/srv/images", "/srv/both", "/srv/policy"):
+            mount, volume = objects.mount(path)
+            self.assertTrue(mount["readOnly"])
+            self.assertEqual(volume["hostPath"], {"path": path, "type": "DirectoryOrCreate"})
+        self.assertEqual(len(objects.pod["volumes"]), len(render().pod["volumes"]) + 4)
+
     def test_registries(self):
         objects = render({"registries": {
             "allow": ["registry.example/team/*", "*.example.org"], "certsDirs": ["/etc/a", "/etc/b"],
