@@ -6,6 +6,7 @@ Run by `make chart`, which gives helm and the program in the environment.
 import copy
 import json
 import os
+import re
 import subprocess
 import tempfile
 import unittest
@@ -319,7 +320,7 @@ class Values(unittest.TestCase):
         self.assertEqual(objects.mount("/etc/aufs-csi/policy")[1]["configMap"], {"name": "layers-aufs-csi-policy"})
         self.assertEqual(objects.option("--policy"), ["/etc/aufs-csi/policy/policy.yaml"])
         # The program reads it again, so pods need not start again when it changes.
-        other = render({"policy": {"content": {"other": 1}}})
+        other = render({"policy": {"content": {"maxImages": 1}}})
         self.assertEqual(objects.one("DaemonSet"), other.one("DaemonSet"))
         objects = render({"policy": {"existingConfigMap": "mine"}})
         self.assertEqual(objects.of("ConfigMap"), [])
@@ -328,7 +329,10 @@ class Values(unittest.TestCase):
             text({"policy": {"content": content, "existingConfigMap": "mine"}})
 
     def test_the_program_takes_the_policy_as_the_chart_writes_it(self):
-        content = {"allowedRegistries": ["registry.example/team/*"], "maxImages": 4}
+        # All that docs/policy.md says, and sizes without a suffix.
+        documented = (CHART.parent.parent / "docs/policy.md").read_text().split("```yaml\n")[1].split("```")[0]
+        content = {**yaml.safe_load(documented), "memory": {"default": 1 << 30, "maximum": 1 << 40}}
+        content["gc"]["low"] = "60%"
         text = render({"policy": {"content": content}}).one("ConfigMap")["data"]["policy.yaml"]
         with tempfile.TemporaryDirectory() as scratch:
             path = os.path.join(scratch, "policy.yaml")
@@ -521,7 +525,7 @@ EVERYTHING = {
     "localImages": ["/srv/images"], "prefetch": ["x.example/a"], "imagePullSecrets": [{"name": "pull"}],
     "registries": {"allow": ["x.example"], "credentialsSecret": "s", "caConfigMap": "c",
                    "credentialProviders": {"config": "/etc/p.yaml", "binDir": "/usr/p"}},
-    "policy": {"content": {"x": 1}}, "startupTaint": {"enabled": True},
+    "policy": {"content": {"maxImages": 4, "localImages": ["/srv/policy"]}}, "startupTaint": {"enabled": True},
     "openshift": {"scc": {"enabled": True}},
     "metrics": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}},
     "networkPolicy": {"enabled": True},
@@ -585,7 +589,8 @@ class Schema(unittest.TestCase):
             # What Kubernetes has names for need not be all given here.
             if path.endswith(("resources", "Probe")) and not path.startswith(".sidecars"):
                 own &= set(value)
-            if path.endswith("resources"):
+            # A policy that says nothing is another one than none.
+            if path.endswith("resources") or path == ".policy.content":
                 own = set(value)
             self.assertEqual(set(value), own, path or "top")
             for name, part in value.items():
@@ -600,10 +605,27 @@ class Schema(unittest.TestCase):
             {"updateStrategy": {"maxUnavailable": 0}}, {"updateStrategy": {"maxUnavailable": "0%"}},
             {"http": {"port": 0}}, {"http": {"address": "localhost"}}, {"hostNetwork": "yes"},
             {"registries": {"maxDownloads": 0}}, {"terminationGracePeriodSeconds": 5},
+            {"admissionPolicy": {"actions": ["Deny", "Warn"]}}, {"admissionPolicy": {"actions": ["Warn", "Audit", "Deny"]}},
+            {"admissionPolicy": {"actions": ["Deny", "Deny"]}},
+            {"policy": {"content": {"allowedUnions": []}}}, {"policy": {"content": {"maxImages": 33}}},
+            {"policy": {"content": {"gc": {"high": "85"}}}}, {"policy": {"content": {"localImages": ["images"]}}},
             {"log": {"format": "xml"}}, {"startupTaint": {"key": "not a key"}}, {"test": {"command": []}},
         ):
             with self.assertRaises(Refused, msg=str(values)):
                 text(values)
+
+    def test_the_policy_has_the_keys_that_the_program_has(self):
+        source = (CHART.parent.parent / "src/config/policy.rs").read_text()
+        found = re.findall(r"const (\w*KEYS): \[&str; (\d+)\] = \[([^\]]*)\];", source)
+        keys = {name: re.findall('"([^"]+)"', listed) for name, _, listed in found}
+        for name, length, _ in found:
+            self.assertEqual(len(keys[name]), int(length))
+        self.assertEqual(set(keys), {"KEYS", "SIZE_KEYS", "GC_KEYS"})
+        content = self.schema["properties"]["policy"]["properties"]["content"]
+        self.assertEqual(set(content["properties"]), set(keys["KEYS"]))
+        for name, part in {"sizeLimit": "SIZE_KEYS", "memory": "SIZE_KEYS", "gc": "GC_KEYS"}.items():
+            self.assertEqual(set(content["properties"][name]["properties"]), set(keys[part]), name)
+            self.assertFalse(content["properties"][name]["additionalProperties"])
 
     def test_every_value_is_explained(self):
         block = []
