@@ -303,6 +303,8 @@ class Values(unittest.TestCase):
     def test_a_provider_without_programs_is_refused(self):
         with self.assertRaisesRegex(Refused, "binDir is needed"):
             text({"registries": {"credentialProviders": {"config": "/etc/x"}}})
+        with self.assertRaisesRegex(Refused, "config is needed with binDir"):
+            text({"registries": {"credentialProviders": {"binDir": "/usr/x"}}})
 
     def test_collection(self):
         objects = render({"collection": {"highPercent": 90, "lowPercent": 60, "maxStoreSize": "50Gi", "minAge": "1h",
@@ -311,6 +313,11 @@ class Values(unittest.TestCase):
                           ("gc-high", "gc-low", "max-store-size", "gc-min-age", "gc-max-age")],
                          [["90"], ["60"], ["50Gi"], ["1h"], ["720h"]])
         self.assertEqual(objects.option("--prefetch"), ["r.example/a:1", "r.example/b:1"])
+        self.assertEqual(render({"collection": {"highPercent": 70}}).option("--gc-high"), ["70"])
+        # The other one is the default.
+        for values in ({"highPercent": 60}, {"lowPercent": 90}):
+            with self.assertRaisesRegex(Refused, "lowPercent .* is more than collection.highPercent"):
+                text({"collection": values})
 
     def test_policy(self):
         content = {"readOnlyOnly": True, "sizeLimit": {"maximum": "2Gi"}}
