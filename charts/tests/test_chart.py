@@ -12,7 +12,7 @@ import tempfile
 import unittest
 
 import yaml
-from rendering import CHART, KUBE_VERSION, Objects, Refused, render, text
+from rendering import CHART, KUBE_VERSION, Objects, Refused, notes, render, text
 
 DRIVER = "aufs-csi.dev"
 # A cluster that has this object cannot be given another one with other values of
@@ -560,6 +560,37 @@ class Upgrades(unittest.TestCase):
         self.assertEqual(len(render(kube_version="1.25.0").all), len(render(kube_version="1.37.0").all))
         with self.assertRaisesRegex(Refused, "incompatible"):
             text(kube_version="1.24.17")
+
+
+class Removal(unittest.TestCase):
+    """Whoever removes the plugin is told what kubelet may have made for it."""
+
+    @staticmethod
+    def made(values):
+        hosts = [one["hostPath"] for one in render(values).pod["volumes"] if "hostPath" in one]
+        return {host["path"] for host in hosts if host.get("type") == "DirectoryOrCreate"}
+
+    def test_notes_name_every_directory(self):
+        lists = {"localImages": ["/srv/images"], "policy": {"content": {"localImages": ["/srv/policy"]}},
+                 "registries": {"certsDirs": ["/etc/a"], "caHostDirs": ["/etc/pki"]},
+                 "store": {"hostPath": "/data/store", "runHostPath": "/run/x"}, "kubeletRootDir": "/k"}
+        for values, count in (({}, 5), (lists, 7), (EVERYTHING, 6),
+                              ({"registries": {"certsDirs": [], "caHostDirs": []}}, 3)):
+            made = self.made(values)
+            self.assertEqual(len(made), count)
+            words = re.findall(r"/[^\s;,]+", notes(values))
+            for path in made:
+                self.assertIn(path, words)
+            # And nothing that is not there.
+            self.assertEqual("/etc/ssl/certs" in words, "/etc/ssl/certs" in made)
+
+    def test_the_manual_names_every_directory(self):
+        page = (CHART.parent.parent / "docs/operations.md").read_text()
+        section = page.split("\n## Removal\n")[1].split("\n## ")[0]
+        for path in self.made({}):
+            self.assertIn(f"`{path.removeprefix(KUBELET + '/')}`", section)
+        for value in ("registries.certsDirs", "registries.caHostDirs", "localImages", "policy.content.localImages"):
+            self.assertIn(f"`{value}`", section)
 
 
 class Schema(unittest.TestCase):
