@@ -514,6 +514,20 @@ class Values(unittest.TestCase):
         objects = render({"hostNetwork": False, "sidecars": {"livenessProbe": {"enabled": True}}})
         self.assertIn("--http-endpoint=:9808", objects.container("liveness-probe")["args"])
 
+    def test_a_long_recovery_is_not_killed_by_the_sidecars_probe(self):
+        probe = {"enabled": True, "port": 9000}
+        container = render({"sidecars": {"livenessProbe": probe}}).container()
+        startup = container["startupProbe"]
+        # It asks what the liveness probe asks: that waits until this one succeeds.
+        self.assertEqual(startup["httpGet"], container["livenessProbe"]["httpGet"])
+        self.assertEqual(startup["periodSeconds"] * startup["failureThreshold"], 600)
+        container = render({"hostNetwork": False, "sidecars": {"livenessProbe": probe},
+                            "startupProbe": {"failureThreshold": 7}}).container()
+        self.assertEqual(container["startupProbe"]["failureThreshold"], 7)
+        self.assertEqual(container["startupProbe"]["httpGet"], {"port": 9000, "path": "/healthz"})
+        # The plugin's own is there during recovery.
+        self.assertNotIn("startupProbe", render().container())
+
     def test_test_pod(self):
         spec = render({"test": {"image": "r/x:1", "command": ["/volume/x"], "imagePullSecret": "s"}}).one("Pod")["spec"]
         self.assertEqual(spec["volumes"][0]["csi"], {
