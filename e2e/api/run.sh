@@ -101,6 +101,7 @@ render | check default
 for switches in aufsOnly.enabled=true check.mode=Skip hostNetwork=false networkPolicy.enabled=true \
     events.enabled=false startupTaint.enabled=true openshift.scc.enabled=true \
     policy.content.maxImages=4 admissionPolicy.enabled=true localImages='{/srv/images}' \
+    policy.content.localImages='{/srv/policy}' \
     registries.credentialsSecret=s,registries.caConfigMap=c \
     registries.credentialProviders.config=/etc/p,registries.credentialProviders.binDir=/usr/p \
     sidecars.nodeDriverRegistrar.enabled=true,sidecars.livenessProbe.enabled=true \
