@@ -82,6 +82,7 @@ sanity: release ## The CSI project's own tests against the released program (mou
 
 .PHONY: admission
 admission: ## The policy of manifests/admission on a real API server
+	scripts/setup.sh chart
 	e2e/admission/run.sh
 
 .PHONY: chart
@@ -152,6 +153,7 @@ image: ## The container image, from scratch, as an archive in target/image; ARCH
 .PHONY: test-image
 test-image: ## That image: size, labels, files, SBOM, that it runs, and that a second build equals it
 	scripts/setup.sh test
+	scripts/setup.sh image
 	archive=$$(CARGO='$(CARGO)' scripts/image.sh $(ARCH)); scripts/test-image.sh "$$archive"
 
 .PHONY: clean

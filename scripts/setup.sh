@@ -52,7 +52,7 @@ docker-registry docker-registry
 '
 # One that makes images is enough, and python3 writes what is in them.
 IMAGE='
-python3         python3-minimal
+python3         python3
 skopeo          skopeo
 '
 command -v docker >/dev/null || IMAGE+='buildah buildah
@@ -60,7 +60,7 @@ command -v docker >/dev/null || IMAGE+='buildah buildah
 readonly IMAGE
 # helm and promtool are fetched by scripts of their own.
 readonly CHART='
-python3         python3-minimal
+python3         python3
 openssl         openssl
 ip              iproute2
 '
@@ -103,11 +103,19 @@ while read -r program package; do
     fi
 done <<<"$list"
 
-# A library, not a program.
-if [ "$1" = chart ] && ! python3 -c 'import yaml' 2>/dev/null; then
-    missing+=('import yaml')
-    packages+=(python3-yaml)
-fi
+# Modules, not programs. A python3 that is there may be Debian's python3-minimal,
+# which has few of them.
+modules=()
+case "$1" in
+image) modules=(json:python3) ;;
+chart) modules=(json:python3 unittest:python3 yaml:python3-yaml) ;;
+esac
+for module in "${modules[@]}"; do
+    if ! python3 -c "import ${module%%:*}" 2>/dev/null; then
+        missing+=("import ${module%%:*}")
+        packages+=("${module##*:}")
+    fi
+done
 
 # What cargo calls by these names comes with rustup's default profile, but not
 # with its minimal one.

@@ -30,6 +30,7 @@ kubectl -n aufs-csi rollout status daemonset/aufs-csi-node | e2e/kind/run.sh | k
 helm test aufs-csi --namespace aufs-csi | e2e/kind/run.sh | "$helm" test aufs-csi --namespace aufs-csi
 helm uninstall aufs-csi … | e2e/kind/run.sh | "$helm" uninstall aufs-csi --namespace aufs-csi --cascade foreground --wait
 kubectl describe pod… | e2e/node/registry.sh | kubectl describe pod
+kubectl wait --for=condition=Ready pod/layers … | e2e/node/cases.sh | kubectl wait --for=condition=Ready "pod/$pod" --timeout=
 kubectl exec layers -c reader -- cat … | e2e/node/cases.sh | inside() { kubectl exec "$1" -- sh -c
 kubectl logs --previous | e2e/node/chart.sh | logs --previous
 kubectl -n aufs-csi logs ds/aufs-csi-node | e2e/node/chart.sh | logs "daemonset/$RELEASE-node"

@@ -4,7 +4,9 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
+import tempfile
 
 import yaml
 
@@ -29,14 +31,26 @@ class UniqueKeys(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.Safe
         return super().construct_mapping(node, deep)
 
 
-def text(values=None, *more, namespace="plugins", release="layers", kube_version=KUBE_VERSION):
-    command = [HELM, "template", release, str(CHART), "--namespace", namespace,
+def text(values=None, *more, namespace="plugins", release="layers", kube_version=KUBE_VERSION, chart=CHART):
+    command = [HELM, "template", release, str(chart), "--namespace", namespace,
                "--kube-version", kube_version, "--values", "-", *more]
     done = subprocess.run(command, input=json.dumps(values or {}), text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if done.returncode != 0:
         raise Refused(done.stderr)
     return done.stdout
+
+
+def notes(values=None):
+    """What helm says after an installation, which `helm template` leaves out."""
+    with tempfile.TemporaryDirectory() as scratch:
+        chart = pathlib.Path(scratch, CHART.name)
+        shutil.copytree(CHART, chart)
+        said = chart / "templates/NOTES.txt"
+        (chart / "templates/notes.yaml").write_text(
+            '{{- define "notes" }}' + said.read_text() + '{{ end }}\nnotes: {{ include "notes" . | toJson }}\n')
+        rendered = text(values, "--show-only", "templates/notes.yaml", chart=chart)
+        return yaml.safe_load(rendered)["notes"]
 
 
 class Objects:

@@ -6,12 +6,13 @@ Run by `make chart`, which gives helm and the program in the environment.
 import copy
 import json
 import os
+import re
 import subprocess
 import tempfile
 import unittest
 
 import yaml
-from rendering import CHART, KUBE_VERSION, Objects, Refused, render, text
+from rendering import CHART, KUBE_VERSION, Objects, Refused, notes, render, text
 
 DRIVER = "aufs-csi.dev"
 # A cluster that has this object cannot be given another one with other values of
@@ -260,6 +261,17 @@ class Values(unittest.TestCase):
             self.assertTrue(mount["readOnly"])
             self.assertEqual(volume["hostPath"]["path"], path)
 
+    def test_local_images_of_the_policy_are_mounted_once(self):
+        objects = render({"localImages": ["/srv/images", "/srv/both"],
+                          "policy": {"content": {"localImages": ["/srv/both/", "/srv/policy"]}}})
+        # Which of them pods may name is the policy's to say.
+        self.assertEqual(objects.option("--allow-local-images"), ["/srv/images", "/srv/both"])
+        for path in ("/srv/images", "/srv/both", "/srv/policy"):
+            mount, volume = objects.mount(path)
+            self.assertTrue(mount["readOnly"])
+            self.assertEqual(volume["hostPath"], {"path": path, "type": "DirectoryOrCreate"})
+        self.assertEqual(len(objects.pod["volumes"]), len(render().pod["volumes"]) + 4)
+
     def test_registries(self):
         objects = render({"registries": {
             "allow": ["registry.example/team/*", "*.example.org"], "certsDirs": ["/etc/a", "/etc/b"],
@@ -291,6 +303,8 @@ class Values(unittest.TestCase):
     def test_a_provider_without_programs_is_refused(self):
         with self.assertRaisesRegex(Refused, "binDir is needed"):
             text({"registries": {"credentialProviders": {"config": "/etc/x"}}})
+        with self.assertRaisesRegex(Refused, "config is needed with binDir"):
+            text({"registries": {"credentialProviders": {"binDir": "/usr/x"}}})
 
     def test_collection(self):
         objects = render({"collection": {"highPercent": 90, "lowPercent": 60, "maxStoreSize": "50Gi", "minAge": "1h",
@@ -299,6 +313,11 @@ class Values(unittest.TestCase):
                           ("gc-high", "gc-low", "max-store-size", "gc-min-age", "gc-max-age")],
                          [["90"], ["60"], ["50Gi"], ["1h"], ["720h"]])
         self.assertEqual(objects.option("--prefetch"), ["r.example/a:1", "r.example/b:1"])
+        self.assertEqual(render({"collection": {"highPercent": 70}}).option("--gc-high"), ["70"])
+        # The other one is the default.
+        for values in ({"highPercent": 60}, {"lowPercent": 90}):
+            with self.assertRaisesRegex(Refused, "lowPercent .* is more than collection.highPercent"):
+                text({"collection": values})
 
     def test_policy(self):
         content = {"readOnlyOnly": True, "sizeLimit": {"maximum": "2Gi"}}
@@ -308,7 +327,7 @@ class Values(unittest.TestCase):
         self.assertEqual(objects.mount("/etc/aufs-csi/policy")[1]["configMap"], {"name": "layers-aufs-csi-policy"})
         self.assertEqual(objects.option("--policy"), ["/etc/aufs-csi/policy/policy.yaml"])
         # The program reads it again, so pods need not start again when it changes.
-        other = render({"policy": {"content": {"other": 1}}})
+        other = render({"policy": {"content": {"maxImages": 1}}})
         self.assertEqual(objects.one("DaemonSet"), other.one("DaemonSet"))
         objects = render({"policy": {"existingConfigMap": "mine"}})
         self.assertEqual(objects.of("ConfigMap"), [])
@@ -317,7 +336,10 @@ class Values(unittest.TestCase):
             text({"policy": {"content": content, "existingConfigMap": "mine"}})
 
     def test_the_program_takes_the_policy_as_the_chart_writes_it(self):
-        content = {"allowedRegistries": ["registry.example/team/*"], "maxImages": 4}
+        # All that docs/policy.md says, and sizes without a suffix.
+        documented = (CHART.parent.parent / "docs/policy.md").read_text().split("```yaml\n")[1].split("```")[0]
+        content = {**yaml.safe_load(documented), "memory": {"default": 1 << 30, "maximum": 1 << 40}}
+        content["gc"]["low"] = "60%"
         text = render({"policy": {"content": content}}).one("ConfigMap")["data"]["policy.yaml"]
         with tempfile.TemporaryDirectory() as scratch:
             path = os.path.join(scratch, "policy.yaml")
@@ -492,6 +514,20 @@ class Values(unittest.TestCase):
         objects = render({"hostNetwork": False, "sidecars": {"livenessProbe": {"enabled": True}}})
         self.assertIn("--http-endpoint=:9808", objects.container("liveness-probe")["args"])
 
+    def test_a_long_recovery_is_not_killed_by_the_sidecars_probe(self):
+        probe = {"enabled": True, "port": 9000}
+        container = render({"sidecars": {"livenessProbe": probe}}).container()
+        startup = container["startupProbe"]
+        # It asks what the liveness probe asks: that waits until this one succeeds.
+        self.assertEqual(startup["httpGet"], container["livenessProbe"]["httpGet"])
+        self.assertEqual(startup["periodSeconds"] * startup["failureThreshold"], 600)
+        container = render({"hostNetwork": False, "sidecars": {"livenessProbe": probe},
+                            "startupProbe": {"failureThreshold": 7}}).container()
+        self.assertEqual(container["startupProbe"]["failureThreshold"], 7)
+        self.assertEqual(container["startupProbe"]["httpGet"], {"port": 9000, "path": "/healthz"})
+        # The plugin's own is there during recovery.
+        self.assertNotIn("startupProbe", render().container())
+
     def test_test_pod(self):
         spec = render({"test": {"image": "r/x:1", "command": ["/volume/x"], "imagePullSecret": "s"}}).one("Pod")["spec"]
         self.assertEqual(spec["volumes"][0]["csi"], {
@@ -510,7 +546,7 @@ EVERYTHING = {
     "localImages": ["/srv/images"], "prefetch": ["x.example/a"], "imagePullSecrets": [{"name": "pull"}],
     "registries": {"allow": ["x.example"], "credentialsSecret": "s", "caConfigMap": "c",
                    "credentialProviders": {"config": "/etc/p.yaml", "binDir": "/usr/p"}},
-    "policy": {"content": {"x": 1}}, "startupTaint": {"enabled": True},
+    "policy": {"content": {"maxImages": 4, "localImages": ["/srv/policy"]}}, "startupTaint": {"enabled": True},
     "openshift": {"scc": {"enabled": True}},
     "metrics": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}},
     "networkPolicy": {"enabled": True},
@@ -538,6 +574,37 @@ class Upgrades(unittest.TestCase):
         self.assertEqual(len(render(kube_version="1.25.0").all), len(render(kube_version="1.37.0").all))
         with self.assertRaisesRegex(Refused, "incompatible"):
             text(kube_version="1.24.17")
+
+
+class Removal(unittest.TestCase):
+    """Whoever removes the plugin is told what kubelet may have made for it."""
+
+    @staticmethod
+    def made(values):
+        hosts = [one["hostPath"] for one in render(values).pod["volumes"] if "hostPath" in one]
+        return {host["path"] for host in hosts if host.get("type") == "DirectoryOrCreate"}
+
+    def test_notes_name_every_directory(self):
+        lists = {"localImages": ["/srv/images"], "policy": {"content": {"localImages": ["/srv/policy"]}},
+                 "registries": {"certsDirs": ["/etc/a"], "caHostDirs": ["/etc/pki"]},
+                 "store": {"hostPath": "/data/store", "runHostPath": "/run/x"}, "kubeletRootDir": "/k"}
+        for values, count in (({}, 5), (lists, 7), (EVERYTHING, 6),
+                              ({"registries": {"certsDirs": [], "caHostDirs": []}}, 3)):
+            made = self.made(values)
+            self.assertEqual(len(made), count)
+            words = re.findall(r"/[^\s;,]+", notes(values))
+            for path in made:
+                self.assertIn(path, words)
+            # And nothing that is not there.
+            self.assertEqual("/etc/ssl/certs" in words, "/etc/ssl/certs" in made)
+
+    def test_the_manual_names_every_directory(self):
+        page = (CHART.parent.parent / "docs/operations.md").read_text()
+        section = page.split("\n## Removal\n")[1].split("\n## ")[0]
+        for path in self.made({}):
+            self.assertIn(f"`{path.removeprefix(KUBELET + '/')}`", section)
+        for value in ("registries.certsDirs", "registries.caHostDirs", "localImages", "policy.content.localImages"):
+            self.assertIn(f"`{value}`", section)
 
 
 class Schema(unittest.TestCase):
@@ -574,7 +641,8 @@ class Schema(unittest.TestCase):
             # What Kubernetes has names for need not be all given here.
             if path.endswith(("resources", "Probe")) and not path.startswith(".sidecars"):
                 own &= set(value)
-            if path.endswith("resources"):
+            # A policy that says nothing is another one than none.
+            if path.endswith("resources") or path == ".policy.content":
                 own = set(value)
             self.assertEqual(set(value), own, path or "top")
             for name, part in value.items():
@@ -589,10 +657,27 @@ class Schema(unittest.TestCase):
             {"updateStrategy": {"maxUnavailable": 0}}, {"updateStrategy": {"maxUnavailable": "0%"}},
             {"http": {"port": 0}}, {"http": {"address": "localhost"}}, {"hostNetwork": "yes"},
             {"registries": {"maxDownloads": 0}}, {"terminationGracePeriodSeconds": 5},
+            {"admissionPolicy": {"actions": ["Deny", "Warn"]}}, {"admissionPolicy": {"actions": ["Warn", "Audit", "Deny"]}},
+            {"admissionPolicy": {"actions": ["Deny", "Deny"]}},
+            {"policy": {"content": {"allowedUnions": []}}}, {"policy": {"content": {"maxImages": 33}}},
+            {"policy": {"content": {"gc": {"high": "85"}}}}, {"policy": {"content": {"localImages": ["images"]}}},
             {"log": {"format": "xml"}}, {"startupTaint": {"key": "not a key"}}, {"test": {"command": []}},
         ):
             with self.assertRaises(Refused, msg=str(values)):
                 text(values)
+
+    def test_the_policy_has_the_keys_that_the_program_has(self):
+        source = (CHART.parent.parent / "src/config/policy.rs").read_text()
+        found = re.findall(r"const (\w*KEYS): \[&str; (\d+)\] = \[([^\]]*)\];", source)
+        keys = {name: re.findall('"([^"]+)"', listed) for name, _, listed in found}
+        for name, length, _ in found:
+            self.assertEqual(len(keys[name]), int(length))
+        self.assertEqual(set(keys), {"KEYS", "SIZE_KEYS", "GC_KEYS"})
+        content = self.schema["properties"]["policy"]["properties"]["content"]
+        self.assertEqual(set(content["properties"]), set(keys["KEYS"]))
+        for name, part in {"sizeLimit": "SIZE_KEYS", "memory": "SIZE_KEYS", "gc": "GC_KEYS"}.items():
+            self.assertEqual(set(content["properties"][name]["properties"]), set(keys[part]), name)
+            self.assertFalse(content["properties"][name]["additionalProperties"])
 
     def test_every_value_is_explained(self):
         block = []

@@ -8,7 +8,7 @@ import re
 import subprocess
 import unittest
 
-from rendering import CHART
+from rendering import CHART, text as rendered
 
 ROOT = CHART.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "ARCHITECTURE.md", ROOT / "SECURITY.md",
@@ -58,6 +58,26 @@ class Documents(unittest.TestCase):
                 # Other things are written so, too; a value begins as one does.
                 if path[0] in schema["properties"] and path[-1] not in ("md", "json", "yaml", "rs", "sh", "lock"):
                     self.assertTrue(has_value(schema, path), f"{page.name}: {setting}")
+
+    def test_settings_of_distributions_do_something(self):
+        table = (CHART / "README.md").read_text().split("| distribution | setting |\n|---|---|\n")[1].split("\n\n")[0]
+        rows = dict(re.findall(r"^\| (.*?) \| (.*?) \|$", table, re.MULTILINE))
+        self.assertEqual(len(rows), len(table.splitlines()))
+        count = 0
+        for name, cell in rows.items():
+            settings = re.findall(r"`([^`]+)`", cell)
+            self.assertTrue(settings or cell == "none", name)
+            before = rendered()
+            for number, setting in enumerate(settings, 1):
+                # One after the other: each has its own effect, beside the others.
+                words = [word for one in settings[:number] for word in ("--set", one)]
+                after = rendered(None, *words)
+                self.assertNotEqual(after, before, f"{name}: {setting}")
+                value = setting.split("=", 1)[1].strip("{}")
+                self.assertIn(value, after, f"{name}: {setting}")
+                before = after
+                count += 1
+        self.assertGreater(count, 7)
 
     def test_verbs_and_options_of_the_program_exist(self):
         known = subprocess.run([os.environ["AUFS_CSI"], "--help"], check=True, stdout=subprocess.PIPE, text=True).stdout

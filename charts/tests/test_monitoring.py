@@ -13,7 +13,7 @@ import unittest
 import urllib.request
 
 import yaml
-from rendering import CHART
+from rendering import CHART, render
 
 # What a metric's labels can be, where a plugin that has just started has none.
 LABELS = {
@@ -110,6 +110,19 @@ class Monitoring(unittest.TestCase):
         for rule in rules:
             self.judge(rule["expr"])
             self.assertEqual(sorted(rule["annotations"]), ["description", "summary"])
+
+    def test_a_plugin_that_says_nothing_is_found_by_its_job(self):
+        rules = yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"][0]["rules"]
+        jobs = [job for rule in rules for job in re.findall(r'\bup\{job="([^"]*)"\}', rule["expr"])]
+        self.assertEqual(len(jobs), 1)
+        values = {"metrics": {"podMonitor": {"enabled": True}}, "nameOverride": "x", "fullnameOverride": "y"}
+        endpoint = render(values).one("PodMonitor")["spec"]["podMetricsEndpoints"][0]
+        self.assertIn({"targetLabel": "job", "replacement": jobs[0]}, endpoint["relabelings"])
+
+    def test_every_alert_is_in_the_manual(self):
+        rules = yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"][0]["rules"]
+        page = (CHART.parent.parent / "docs/operations.md").read_text()
+        self.assertEqual({rule["alert"] for rule in rules}, set(re.findall(r"^\| `(AufsCsi\w+)` \|", page, re.MULTILINE)))
 
     def test_dashboard(self):
         dashboard = json.loads((CHART / "files/dashboard.json").read_text())

@@ -101,6 +101,7 @@ render | check default
 for switches in aufsOnly.enabled=true check.mode=Skip hostNetwork=false networkPolicy.enabled=true \
     events.enabled=false startupTaint.enabled=true openshift.scc.enabled=true \
     policy.content.maxImages=4 admissionPolicy.enabled=true localImages='{/srv/images}' \
+    policy.content.localImages='{/srv/policy}' \
     registries.credentialsSecret=s,registries.caConfigMap=c \
     registries.credentialProviders.config=/etc/p,registries.credentialProviders.binDir=/usr/p \
     sidecars.nodeDriverRegistrar.enabled=true,sidecars.livenessProbe.enabled=true \
@@ -166,7 +167,15 @@ expect "the node's label" "$(kubectl get node worker-1 -o 'jsonpath={.metadata.l
 documented 'kubectl apply -f manifests/examples/pod.yaml'
 documented 'kubectl get pods -A -o go-template='
 expect "pods of the two drivers" "$(sort "$scratch/said")" $'default/layers\ndefault/left'
+# From a chart with another default, and a value of the user's.
+cp -r charts/aufs-csi "$scratch/older"
+sed -i 's/^  maxDownloads: 6$/  maxDownloads: 5/' "$scratch/older/values.yaml"
+helm upgrade aufs-csi "$scratch/older" --namespace aufs-csi --set log.level=debug >/dev/null
+arguments() { kubectl -n aufs-csi get daemonset aufs-csi-node -o 'jsonpath={.spec.template.spec.containers[0].args}'; }
+[[ $(arguments) = *--max-downloads=5* ]] || die "the older chart has no other default"
 documented 'helm upgrade aufs-csi'
+[[ $(arguments) = *--max-downloads=6* ]] || die "an upgrade keeps defaults of the older chart"
+[[ $(arguments) = *--log-level=debug* ]] || die "an upgrade forgets a value of the user's"
 kubectl -n aufs-csi get daemonset aufs-csi-node -o yaml | grep -q agent-not-ready || die "no startup taint is set"
 documented 'kubectl -n aufs-csi describe daemonset'
 grep -q '^Name: *aufs-csi-node' "$scratch/said" || die "the DaemonSet is not described"

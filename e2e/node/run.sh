@@ -37,7 +37,7 @@ install_programs() {
     done <<<'unshare util-linux
 ip iproute2
 openssl openssl
-python3 python3-minimal
+python3 python3
 skopeo skopeo
 gzip gzip
 tar tar'

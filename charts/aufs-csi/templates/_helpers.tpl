@@ -92,6 +92,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
+{{- /* Directories with images, of the option and of the policy, which wins over it,
+as a JSON list. What is not mounted is not there for the plugin. */}}
+{{- define "aufs-csi.localImages" -}}
+{{- $all := list }}
+{{- range concat .Values.localImages (default list .Values.policy.content.localImages) }}
+{{- $all = append $all (clean .) }}
+{{- end }}
+{{- $all | uniq | toJson }}
+{{- end }}
+
 {{- /* Volumes that one directory of the nodes each is. */}}
 {{- define "aufs-csi.directoryName" -}}
 {{- printf "%s-%s" .prefix (sha256sum .path | trunc 8) }}
