@@ -220,6 +220,10 @@ fn a_label_is_given_exactly_where_the_kernel_knows_labels() {
 
 /// What somebody mounts in one pod's volume is not in another's, which it would hold.
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what somebody else mounts on the node"
+)]
 fn what_is_mounted_in_one_volume_does_not_appear_in_the_others() {
     use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
     let node = TestNode::new();

@@ -119,9 +119,14 @@ pub struct Facts {
 pub enum Aim {
     /// What the marks say.
     Marks,
-    /// Somebody is out of space, and needs so many bytes of the store's limit:
-    /// down to the low mark, and if the disk is there already, all that may.
-    Room(u64),
+    /// Somebody is out of space: down to the low mark, or to what he needs; if there
+    /// is that much already, all that may.
+    Room {
+        /// Bytes of the store's limit that he needs at least.
+        store: u64,
+        /// Bytes of the disk that he needs at least.
+        disk: u64,
+    },
     /// All that may, whatever the marks say.
     All,
 }
@@ -277,7 +282,7 @@ impl Pressure {
             let used = whole.saturating_sub(free);
             let begins = match aim {
                 Aim::Marks => used > part(whole, marks.high),
-                Aim::Room(_) | Aim::All => true,
+                Aim::Room { .. } | Aim::All => true,
             };
             match begins {
                 true => used.saturating_sub(part(whole, marks.low)),
@@ -286,7 +291,7 @@ impl Pressure {
         };
         let size = store_bytes(&facts.branches);
         let store = match (marks.max_size, aim) {
-            (Some(max), Aim::Room(need)) => size.saturating_add(need).saturating_sub(max),
+            (Some(max), Aim::Room { store, .. }) => size.saturating_add(store).saturating_sub(max),
             // As much below the limit as the low mark is below the high one, or
             // each pull would have to collect.
             (Some(max), Aim::Marks) if size > max => {
@@ -301,10 +306,11 @@ impl Pressure {
             inodes: over(inodes, inodes_free),
             store,
         };
-        if matches!(aim, Aim::Room(_)) && !pressure.is_on() {
+        if let Aim::Room { disk, .. } = aim {
+            pressure.bytes = pressure.bytes.max(disk.saturating_sub(bytes_free));
             // It is not the whole disk that is full: a quota, or an image that is
             // larger than all that is free.
-            pressure.all = true;
+            pressure.all = !pressure.is_on();
         }
         pressure
     }

@@ -23,8 +23,9 @@ pub use prefetch::Prefetched;
 use super::{ErrorKind, VolumeError, Volumes};
 use crate::chain::{Chain, find};
 use crate::image::reference::Source;
+use crate::image::registry::RegistryError;
 use crate::layer::collect::{
-    Aim, Decision, Disk, Facts, Marks, Subject, Verdict, decide, estimate, still_goes, store_bytes,
+    Aim, Decision, Disk, Facts, Marks, Subject, Verdict, decide, still_goes, store_bytes,
 };
 use crate::layer::store::{Collecting, StoreError};
 use crate::stage::StageError;
@@ -54,6 +55,8 @@ pub(super) struct Collection {
     settings: RwLock<Arc<CollectSettings>>,
     prefetch: Mutex<Prefetch>,
     runs: AtomicU64,
+    /// How often room was made for somebody.
+    rooms: AtomicU64,
     images: AtomicU64,
     layers: AtomicU64,
     bytes: AtomicU64,
@@ -114,15 +117,23 @@ impl Volumes {
 
     /// Collects, unless somebody else does; with `wait`, after him.
     pub fn collect(&self, aim: Aim, wait: bool) -> Result<Option<Collect>, VolumeError> {
-        let Some(collecting) = self.store.collect(wait).map_err(VolumeError::Store)? else {
-            return Ok(None);
-        };
+        match self.store.collect(wait).map_err(VolumeError::Store)? {
+            Some(collecting) => self.collect_alone(aim, &collecting),
+            None => Ok(None),
+        }
+    }
+
+    fn collect_alone(
+        &self,
+        aim: Aim,
+        collecting: &Collecting,
+    ) -> Result<Option<Collect>, VolumeError> {
         // Or what is being removed is taken for what a dead process left.
         let _shared = self.store.lock_shared().map_err(VolumeError::Store)?;
         self.store.forget_the_dead().map_err(VolumeError::Store)?;
         // Somebody who is out of space needs it more than a pull that ended does.
         let downloads = match aim {
-            Aim::Room(_) => self.pulls.expire_after(Duration::ZERO),
+            Aim::Room { .. } => self.pulls.expire_after(Duration::ZERO),
             Aim::Marks | Aim::All => self.pulls.expire().map(|()| 0),
         };
         let downloads = downloads.unwrap_or_else(|error| {
@@ -138,7 +149,7 @@ impl Volumes {
             let goes = decisions.iter().any(|decision| decision.verdict.goes());
             let round = all.get_or_insert_with(|| report(&facts, decisions.clone()));
             for decision in decisions.iter().filter(|it| it.verdict.goes()) {
-                if let Some(freed) = self.remove(&collecting, &mounts, &facts, decision)? {
+                if let Some(freed) = self.remove(collecting, &mounts, &facts, decision)? {
                     round.removed += 1;
                     round.freed += freed;
                 }
@@ -146,11 +157,11 @@ impl Volumes {
             // Whether it was enough is measured; and what was made for several images
             // is nobody's once one of them is gone. But who needs room has some now,
             // and below the low mark he would get all in the next round.
-            if !goes || matches!(aim, Aim::Room(_)) {
+            if !goes || matches!(aim, Aim::Room { .. }) {
                 break;
             }
         }
-        let residue = self.clear_up(&collecting, &mounts)?;
+        let residue = self.clear_up(collecting, &mounts)?;
         if let Some(all) = &mut all {
             all.residue = residue + downloads;
         }
@@ -299,46 +310,56 @@ impl Volumes {
     /// Makes room for somebody who has found none. Says what to do where that is
     /// not possible.
     pub(super) fn make_room(&self, failed: VolumeError) -> Result<(), VolumeError> {
-        let need = match (&failed, find(&failed)) {
-            (VolumeError::NoRoomForLimit { needs, .. }, _)
-            | (_, Some(StageError::Limit { needs, .. })) => *needs,
-            _ => 0,
-        };
-        if !self.could_have_room(need).unwrap_or(true) {
+        let need = Need::of(&failed);
+        let before = self.collection.rooms.load(Ordering::SeqCst);
+        let made = || {
+            let Some(collecting) = self.store.collect(true).map_err(VolumeError::Store)? else {
+                return Ok(None);
+            };
+            // All who wait for one image are out of space at once.
+            if self.collection.rooms.load(Ordering::SeqCst) != before {
+                return Ok(Some(true));
+            }
             // Or whoever asks for more than there is empties the store for everybody.
-            return Err(self.no_room(failed, None));
-        }
-        tracing::warn!(error = %Chain(&failed), "no space: collecting");
-        let collected = self.collect(Aim::Room(need), true);
-        match collected {
-            Ok(Some(collect)) if collect.removed + collect.residue > 0 => Ok(()),
-            Ok(collect) => Err(self.no_room(failed, collect.as_ref())),
+            if !self.could_have(&need)? {
+                return Ok(None);
+            }
+            tracing::warn!(error = %Chain(&failed), "no space: collecting");
+            let collect = self.collect_alone(need.aim(), &collecting)?;
+            let freed = collect.is_some_and(|it| it.removed + it.residue > 0);
+            if freed {
+                self.collection.rooms.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok(Some(freed))
+        };
+        match made() {
+            Ok(Some(true)) => Ok(()),
+            Ok(Some(false) | None) => Err(self.no_room(failed)),
             Err(error) => {
+                let error: VolumeError = error;
                 tracing::error!(error = %Chain(&error), "cannot make room");
-                Err(self.no_room(failed, None))
+                Err(self.no_room(failed))
             }
         }
     }
 
-    /// Whether so many bytes could be free if everything in the store went.
-    fn could_have_room(&self, need: u64) -> Result<bool, VolumeError> {
-        let branches = self.store.branches().map_err(VolumeError::Store)?;
-        let bytes = branches
-            .iter()
-            .map(|branch| estimate(branch.summary.bytes, branch.summary.nodes))
-            .fold(self.store_disk()?.bytes_free, u64::saturating_add);
-        Ok(need <= bytes)
+    /// Whether there could be enough, if all went that may.
+    fn could_have(&self, need: &Need) -> Result<bool, VolumeError> {
+        let planned = self.plan_collection(Aim::All)?;
+        let goes = planned.decisions.iter().filter(|it| it.verdict.goes());
+        let freed = goes.map(|it| it.freed).fold(0, u64::saturating_add);
+        let disk = self.store_disk()?.bytes_free.saturating_add(freed);
+        let kept = planned.store_bytes.saturating_sub(freed);
+        let limit = self.collection().marks.max_size;
+        let fits = limit.is_none_or(|limit| kept.saturating_add(need.store) <= limit);
+        Ok(need.disk <= disk && (need.store == 0 || fits))
     }
 
-    fn no_room(&self, failed: VolumeError, collect: Option<&Collect>) -> VolumeError {
+    fn no_room(&self, failed: VolumeError) -> VolumeError {
         // Where it cannot be looked at either, the numbers are not worth an error.
-        let looked = match collect {
-            Some(_) => None,
-            None => self.plan_collection(Aim::Room(0)).ok(),
-        };
-        let collect = collect.or(looked.as_ref());
+        let looked = self.plan_collection(Aim::All).ok();
         let count = |is: fn(&Verdict) -> bool| {
-            let decisions = collect.iter().flat_map(|collect| &collect.decisions);
+            let decisions = looked.iter().flat_map(|collect| &collect.decisions);
             decisions.filter(|it| is(&it.verdict)).count()
         };
         VolumeError::NoRoom {
@@ -358,11 +379,43 @@ impl Volumes {
             Err(error) if error.kind() == ErrorKind::ResourceExhausted => {
                 self.make_room(error)?;
                 work().map_err(|error| match error.kind() {
-                    ErrorKind::ResourceExhausted => self.no_room(error, None),
+                    ErrorKind::ResourceExhausted => self.no_room(error),
                     _ => error,
                 })
             }
             result => result,
+        }
+    }
+}
+
+/// How much somebody needs who is out of space, as far as he knows.
+#[derive(Debug, Default)]
+struct Need {
+    /// Of the store's limit.
+    store: u64,
+    /// Of the disk.
+    disk: u64,
+}
+
+impl Need {
+    fn of(failed: &VolumeError) -> Self {
+        let mut need = Need::default();
+        if let VolumeError::NoRoomForLimit { needs, .. } = failed {
+            need.disk = *needs;
+        }
+        if let Some(RegistryError::NoSpace { needed, .. }) = find(failed) {
+            need.disk = *needed;
+        }
+        if let Some(StageError::Limit { needs, .. }) = find(failed) {
+            need.store = *needs;
+        }
+        need
+    }
+
+    fn aim(&self) -> Aim {
+        Aim::Room {
+            store: self.store,
+            disk: self.disk,
         }
     }
 }

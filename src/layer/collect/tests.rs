@@ -184,6 +184,26 @@ fn the_maximum_age_needs_no_pressure_and_the_minimum_age_wins() {
     assert_eq!(decisions[0].branches, []);
 }
 
+/// For somebody who needs so much of the store's limit.
+fn room(store: u64) -> Aim {
+    Aim::Room { store, disk: 0 }
+}
+
+#[test]
+fn who_says_how_much_of_the_disk_he_needs_gets_no_more_than_that() {
+    // Below the low mark, with 60 GiB free of 100. The first two share a branch and
+    // free 12 together.
+    for (disk, count) in [(61, 2), (72, 2), (73, 3), (78, 3)] {
+        let aim = Aim::Room {
+            store: 0,
+            disk: disk * GIB,
+        };
+        let decisions = decide(&store(40), &marks(), aim);
+        let goes = decisions.iter().filter(|it| it.verdict.goes());
+        assert_eq!(goes.count(), count, "{disk} GiB");
+    }
+}
+
 #[test]
 fn the_limit_counts_what_is_shared_once() {
     // 24 GiB in four branches, although the images have 30 together.
@@ -197,17 +217,17 @@ fn the_limit_counts_what_is_shared_once() {
     };
     assert_eq!(goes(24 * GIB, Aim::Marks), 0);
     assert_eq!(goes(23 * GIB, Aim::Marks), 2);
-    assert_eq!(goes(24 * GIB, Aim::Room(GIB)), 2);
-    assert_eq!(goes(24 * GIB, Aim::Room(13 * GIB)), 3);
+    assert_eq!(goes(24 * GIB, room(GIB)), 2);
+    assert_eq!(goes(24 * GIB, room(13 * GIB)), 3);
 }
 
 #[test]
 fn who_is_out_of_space_below_the_low_mark_gets_all_that_may_go() {
-    let decisions = decide(&store(10), &marks(), Aim::Room(0));
+    let decisions = decide(&store(10), &marks(), room(0));
     let goes: Vec<bool> = decisions.iter().map(|it| it.verdict.goes()).collect();
     assert_eq!(goes, [true, true, true, false]);
     // And not more than needed above it.
-    let decisions = decide(&store(75), &marks(), Aim::Room(0));
+    let decisions = decide(&store(75), &marks(), room(0));
     let goes: Vec<bool> = decisions.iter().map(|it| it.verdict.goes()).collect();
     assert_eq!(goes, [true, true, false, false]);
 }
@@ -228,7 +248,7 @@ fn a_branch_of_no_image_goes_by_itself() {
 fn in_doubt_nothing_goes() {
     let mut facts = store(99);
     facts.doubt = Some("a record cannot be read".to_owned());
-    for aim in [Aim::Marks, Aim::All, Aim::Room(GIB)] {
+    for aim in [Aim::Marks, Aim::All, room(GIB)] {
         let decisions = decide(&facts, &marks(), aim);
         assert!(decisions.iter().all(|it| !it.verdict.goes()));
         assert_eq!(still_goes(&facts, &marks(), &decisions[0]), None);
@@ -313,7 +333,7 @@ fn any_aim() -> impl Strategy<Value = Aim> {
     prop_oneof![
         Just(Aim::Marks),
         Just(Aim::All),
-        (0..20u64).prop_map(|need| Aim::Room(need * GIB)),
+        (0..20u64).prop_map(|need| room(need * GIB)),
     ]
 }
 
@@ -357,7 +377,7 @@ proptest! {
             let low = facts.disk.bytes * u64::from(marks.low) / 100;
             let size = store_bytes(&facts.branches) - freed;
             used - freed.min(used) > low || marks.max_size.is_some_and(|max| {
-                let need = match aim { Aim::Room(need) => need, _ => 0 };
+                let need = match aim { Aim::Room { store, .. } => store, _ => 0 };
                 size + need > max * u64::from(marks.low) / u64::from(marks.high)
             })
         };
