@@ -195,13 +195,6 @@ pub fn store_bytes(branches: &[Branch]) -> u64 {
     branches.iter().map(|branch| branch.bytes).sum()
 }
 
-/// What a branch takes on disk: its files, and for each entry half a block that
-/// is not full and an inode. An estimate; what was really freed is measured.
-#[must_use]
-pub const fn estimate(bytes: u64, entries: u64) -> u64 {
-    bytes.saturating_add(entries.saturating_mul(2048))
-}
-
 /// Something that goes or stays.
 struct Unit<'a> {
     subject: Subject,

@@ -27,7 +27,7 @@ use crate::image::registry::RegistryError;
 use crate::layer::collect::{
     Aim, Decision, Disk, Facts, Marks, Subject, Verdict, decide, still_goes, store_bytes,
 };
-use crate::layer::store::{Collecting, StoreError};
+use crate::layer::store::{BranchRecord, Collecting, StoreError};
 use crate::stage::StageError;
 use crate::telemetry::Collected;
 use needs::Mounts;
@@ -188,10 +188,8 @@ impl Volumes {
             || match marks.max_size {
                 Some(max) => {
                     let branches = self.store.branches().map_err(VolumeError::Store)?;
-                    let sizes = branches.iter().map(|branch| {
-                        crate::layer::collect::estimate(branch.summary.bytes, branch.summary.nodes)
-                    });
-                    sizes.sum::<u64>() > max
+                    let sizes = branches.iter().map(BranchRecord::disk_bytes);
+                    sizes.fold(0, u64::saturating_add) > max
                 }
                 None => false,
             };
