@@ -736,7 +736,7 @@ fn purge_looks_again_when_it_has_waited() {
     // As a mount does while it stages.
     let lock = fs::File::open(place.path("store/store.lock")).unwrap();
     flock(&lock, FlockOperation::LockShared).unwrap();
-    let purge = std::process::Command::new(env!("CARGO_BIN_EXE_aufs-csi"))
+    let mut purge = std::process::Command::new(env!("CARGO_BIN_EXE_aufs-csi"))
         .args(["purge", "--kubelet-root", "/nonexistent"])
         .env("AUFS_CSI_ROOT", place.path("store"))
         .env("AUFS_CSI_RUN_DIR", place.path("run"))
@@ -750,6 +750,7 @@ fn purge_looks_again_when_it_has_waited() {
         lines.any(|line| line.contains("->") && line.split_whitespace().any(|part| part == id))
     };
     while !waits() {
+        assert_eq!(purge.try_wait().unwrap(), None, "it does not wait");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     place.good(&["mount", "oci:image:latest", target.to_str().unwrap()]);
