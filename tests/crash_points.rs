@@ -241,6 +241,8 @@ enum Work {
     MountAgain,
     /// The same after a reboot.
     AfterReboot,
+    /// And of one that lost what was written to it.
+    BeginAgain,
     Unpublish,
 }
 
@@ -348,8 +350,22 @@ impl Scene {
 
     fn publish(&self, volumes: &Volumes, what: &str) -> Published {
         let request = publish_request(self.node.path(), &self.sources, self.kind);
+        self.publish_as(&request, volumes, what)
+    }
+
+    /// Of a volume that there was. The limit may have been the operator's, who has
+    /// another one by now.
+    fn publish_again(&self, volumes: &Volumes, what: &str) -> Published {
+        let mut request = publish_request(self.node.path(), &self.sources, self.kind);
+        if self.work == Work::BeginAgain {
+            request.size_limit = None;
+        }
+        self.publish_as(&request, volumes, what)
+    }
+
+    fn publish_as(&self, request: &PublishRequest, volumes: &Volumes, what: &str) -> Published {
         volumes
-            .publish(&request, &())
+            .publish(request, &())
             .unwrap_or_else(|error| panic!("{what}: publish: {}", chain(&error)))
     }
 
@@ -416,7 +432,7 @@ impl Scene {
             // Any process that starts has a copy of it for a moment.
             unmount(&LinuxHost, &[&self.target()], Duration::from_secs(5)).unwrap();
         }
-        if self.work == Work::AfterReboot {
+        if matches!(self.work, Work::AfterReboot | Work::BeginAgain) {
             for at in self.mounts() {
                 unmount(&LinuxHost, &[&at], Duration::from_secs(5)).unwrap();
             }
@@ -432,7 +448,10 @@ impl Scene {
             value["boot"] = "the boot before".into();
             fs::write(&record, value.to_string()).unwrap();
         }
-        Some(shown)
+        match self.work {
+            Work::BeginAgain => Some(self.image.clone()),
+            _ => Some(shown),
+        }
     }
 
     /// Lets a process do the work until it comes to a point; where that was, or
@@ -447,7 +466,9 @@ impl Scene {
             &joined(&self.sources),
             match self.work {
                 Work::Unpublish => "unpublish",
-                Work::Publish | Work::MountAgain | Work::AfterReboot => "publish",
+                Work::Publish | Work::MountAgain | Work::AfterReboot | Work::BeginAgain => {
+                    "publish"
+                }
             },
             self.kind.name(),
             &last.to_string(),
@@ -539,11 +560,11 @@ impl Scene {
         let kubelet = kubelet(self.node.path());
         match next {
             Next::Publish => {
-                let published = self.publish(&volumes, what);
+                let published = self.publish_again(&volumes, what);
                 let kept = match self.work {
                     Work::Publish => false,
                     // What a pod wrote is there for as long as it may come back.
-                    Work::MountAgain | Work::AfterReboot => true,
+                    Work::MountAgain | Work::AfterReboot | Work::BeginAgain => true,
                     // kubelet changed its mind before the record did.
                     Work::Unpublish => published.existed,
                 };
@@ -558,7 +579,8 @@ impl Scene {
                 if !self.mounts().is_empty() {
                     // It came to be mounted, so whether it is in use has to be
                     // looked at, which recovery does not.
-                    self.state_is(&volumes, &[VolumeState::Mounted], what);
+                    let states = [VolumeState::Mounted, VolumeState::Beginning];
+                    self.state_is(&volumes, &states, what);
                     // Any process that starts in a namespace of its own has a copy
                     // of all mounts for a moment, and is taken for a user.
                     let mut upkeep = volumes.reap(&kubelet, Duration::ZERO).unwrap();
@@ -578,10 +600,16 @@ impl Scene {
             }
             Next::Later => {
                 volumes.recover(&kubelet).unwrap();
-                if self.work == Work::MountAgain || self.work == Work::AfterReboot {
-                    let states = [VolumeState::Mounted, VolumeState::Returning];
+                if matches!(
+                    self.work,
+                    Work::MountAgain | Work::AfterReboot | Work::BeginAgain
+                ) {
+                    let states = match self.work {
+                        Work::BeginAgain => [VolumeState::Mounted, VolumeState::Beginning],
+                        _ => [VolumeState::Mounted, VolumeState::Returning],
+                    };
                     self.state_is(&volumes, &states, what);
-                    self.publish(&volumes, what);
+                    self.publish_again(&volumes, what);
                     self.shows(before.unwrap(), what);
                 } else if volumes.list().unwrap().is_empty() {
                     self.is_clear(what);
@@ -672,6 +700,11 @@ fn while_it_mounts_a_volume_with_a_limit_again() {
 #[test]
 fn while_it_mounts_a_volume_with_a_limit_again_after_a_reboot() {
     Scene::new(&stack(), Kind::Disk, Work::AfterReboot).kill_at_every_point(10);
+}
+
+#[test]
+fn while_it_begins_a_volume_again_that_lost_what_was_written() {
+    Scene::new(&stack(), Kind::Memory, Work::BeginAgain).kill_at_every_point(20);
 }
 
 #[test]

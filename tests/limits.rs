@@ -428,6 +428,38 @@ fn what_was_written_to_a_disk_comes_back_and_what_was_in_memory_does_not() {
     }
 }
 
+/// What a volume was stays known while it cannot be mounted again, or the operator's
+/// rules of today would hold for a pod of yesterday.
+#[test]
+fn a_volume_that_cannot_begin_again_yet_is_not_forgotten() {
+    let node = TestNode::new();
+    let source = node.image("image", &stack());
+    let request = limited(&node, "v", &source, LIMIT, Medium::Memory);
+    publish(&node, &request);
+    let (target, dir) = (node.target("v"), directory(&node, "v"));
+    for at in [&target, &dir.join("fs")] {
+        unmount(&LinuxHost, &[at], Duration::from_secs(10)).unwrap();
+    }
+    let image = node.path().join("images/image");
+    let away = node.path().join("away");
+    fs::rename(&image, &away).unwrap();
+    let again = PublishRequest {
+        size_limit: None,
+        ..request
+    };
+    for _ in 0..2 {
+        let error = node.volumes.publish(&again, &()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", chain(&error));
+        assert!(chain(&error).contains("cannot open"), "{}", chain(&error));
+    }
+    fs::rename(&away, &image).unwrap();
+    publish(&node, &again);
+    let (_, error) = fill(&target.join("open/more"));
+    assert_eq!(error, Errno::NOSPC);
+    node.unpublish("v");
+    is_clear(&node);
+}
+
 #[test]
 fn a_filesystem_that_is_mounted_elsewhere_only_is_found_again() {
     for medium in [Medium::Disk, Medium::Memory] {

@@ -48,7 +48,7 @@ fn state(state: VolumeState, is_read_only: bool) -> &'static str {
         (VolumeState::Mounted, true) => "read-only",
         (VolumeState::Mounted, false) => "writable",
         (VolumeState::Intended, _) => "incomplete",
-        (VolumeState::Returning, _) => "returning",
+        (VolumeState::Returning | VolumeState::Beginning, _) => "returning",
         (VolumeState::Leaving, _) => "leaving",
     }
 }

@@ -3,7 +3,7 @@
 
 use super::publish::published;
 use super::record::{self, Owner, VolumeRecord, VolumeState};
-use super::unpublish::Target;
+use super::unpublish::{End, Target};
 use super::{PublishRequest, Published, VolumeError, Volumes};
 use crate::layer::store::StoreError;
 use crate::layer::upper;
@@ -27,6 +27,9 @@ impl Volumes {
     ) -> Result<Published, VolumeError> {
         let volume_id = record.volume_id.clone();
         let kept = |source| VolumeError::not_returned(&volume_id)(source);
+        if record.state == VolumeState::Beginning {
+            return self.begin_again(request, dir, record, progress);
+        }
         let shared = self
             .store
             .lock_shared()
@@ -39,7 +42,6 @@ impl Volumes {
                 "the volume starts empty: what was written to it was in memory"
             );
             drop(shared);
-            self.take_down(dir, &record, Target::Own).map_err(kept)?;
             return self.begin_again(request, dir, record, progress);
         }
         // Without either, the machine went down before they were on its disk.
@@ -61,7 +63,6 @@ impl Volumes {
                 "the volume starts empty: what it was made of was lost before it was on disk"
             );
             drop(shared);
-            self.take_down(dir, &record, Target::Own).map_err(kept)?;
             return self.begin_again(request, dir, record, progress);
         }
         self.bring_back(dir, record, progress).map_err(kept)
@@ -69,7 +70,7 @@ impl Volumes {
 
     /// Mounts a volume that lost its writable layer as if it were new, by what it was
     /// first: the limit and the union that the operator's rules gave it then, and the
-    /// content that its names led to.
+    /// content that its names led to. Its record has these until it is mounted.
     fn begin_again(
         &self,
         request: &PublishRequest,
@@ -77,12 +78,19 @@ impl Volumes {
         record: VolumeRecord,
         progress: &dyn Progress,
     ) -> Result<Published, VolumeError> {
+        let volume_id = record.volume_id.clone();
+        let lost = |source| VolumeError::not_begun(&volume_id)(source);
+        self.take_down(dir, &record, Target::Own, End::Again)
+            .map_err(lost)?;
+        let had = union_of(record.plan.backend);
         let request = PublishRequest {
             size_limit: record.limit.map(|limit| limit.bytes),
-            union: union_of(record.plan.backend),
+            // The node may have another kernel now, and there is nothing to lose.
+            union: self.choose(had).map_or(request.union, |_| had),
             ..request.clone()
         };
         self.mount_anew(&request, Some(&record.images), dir, record.target, progress)
+            .map_err(lost)
     }
 
     /// Should it fail, the record stays and with it what the pod wrote.

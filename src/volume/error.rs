@@ -109,6 +109,17 @@ pub enum VolumeError {
         /// Why not.
         source: Box<VolumeError>,
     },
+    /// A volume that lost what was written to it cannot be mounted anew yet. What it
+    /// was made of is kept.
+    #[error(
+        "volume {volume_id} cannot be mounted again yet; what was written to it was lost, and it will begin with the same images"
+    )]
+    NotBegun {
+        /// Its id.
+        volume_id: String,
+        /// Why not.
+        source: Box<VolumeError>,
+    },
     /// What there was before cannot be looked at, so the volume may be there.
     #[error("what there is of volume {volume_id} cannot be found out")]
     Unclear {
@@ -415,6 +426,14 @@ impl VolumeError {
         }
     }
 
+    /// For `map_err` of mounting anew what was mounted before.
+    pub(super) fn not_begun(volume_id: &str) -> impl FnOnce(Self) -> Self {
+        |source| VolumeError::NotBegun {
+            volume_id: volume_id.to_owned(),
+            source: Box::new(source),
+        }
+    }
+
     /// Which kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -470,6 +489,7 @@ impl VolumeError {
             // Something of the volume is or may be there, be it what the pod wrote,
             // so that kubelet must not forget it: none of the final codes will do.
             VolumeError::NotReturned { source, .. }
+            | VolumeError::NotBegun { source, .. }
             | VolumeError::Unclear { source, .. }
             | VolumeError::NotCleared { source, .. } => match source.kind() {
                 kind @ (ErrorKind::ResourceExhausted | ErrorKind::Aborted) => kind,

@@ -5,7 +5,7 @@ use super::limit::{Limit, writable_base};
 use super::pulls::Asker;
 use super::record::{self, RECORD_VERSION, RecordedImage, VolumeRecord, VolumeState};
 use super::shared;
-use super::unpublish::Target;
+use super::unpublish::{End, Target};
 use super::{
     Medium, PublishRequest, Published, Standing, VolumeError, Volumes, canonical, lock::VolumeLock,
     make_dir,
@@ -69,7 +69,10 @@ impl Volumes {
                 && record.read_only == read_only
                 && record.mount_group == mount_group
                 && record.attributes == *attributes;
-            let was_seen = matches!(record.state, VolumeState::Mounted | VolumeState::Returning);
+            let was_seen = match record.state {
+                VolumeState::Mounted | VolumeState::Returning | VolumeState::Beginning => true,
+                VolumeState::Intended | VolumeState::Leaving => false,
+            };
             if !is_same || !was_seen {
                 return Ok(Standing::Unknown);
             }
@@ -164,7 +167,7 @@ impl Volumes {
         };
         if matches!(record.state, VolumeState::Intended | VolumeState::Leaving) {
             // Nobody was told that this one was there, or it is to go.
-            self.take_down(dir, &record, Target::Own)
+            self.take_down(dir, &record, Target::Own, End::Gone)
                 .map_err(VolumeError::not_cleared(volume_id))?;
             return Ok(Before::Nothing);
         }
@@ -184,6 +187,7 @@ impl Volumes {
         }
         let is_this_boot = record.boot == self.store.boot();
         if !is_this_boot
+            || record.state == VolumeState::Beginning
             || !self
                 .shows(&record)
                 .map_err(VolumeError::unclear(volume_id))?
@@ -254,7 +258,10 @@ impl Volumes {
         let mut record = VolumeRecord {
             version: RECORD_VERSION,
             volume_id: request.volume_id.clone(),
-            state: VolumeState::Intended,
+            state: match were {
+                Some(_) => VolumeState::Beginning,
+                None => VolumeState::Intended,
+            },
             owner: request.owner,
             pod: request.pod.clone(),
             images: staged.images,
@@ -274,8 +281,10 @@ impl Volumes {
         };
         make_dir(dir, 0o700)?;
         if let Err(error) = record::write(dir, &record) {
-            // With no record nobody would look for it.
-            self.remove_dir_tree(dir)?;
+            // With no record nobody would look for it; an older one stays as it was.
+            if were.is_none() {
+                self.remove_dir_tree(dir)?;
+            }
             return Err(VolumeError::Store(error));
         }
         // The record keeps the branches now.
@@ -297,7 +306,11 @@ impl Volumes {
                     VolumeError::Mount(MountError::Occupied { .. }) => Target::Anothers,
                     _ => Target::Own,
                 };
-                match self.take_down(dir, &record, target) {
+                let end = match were {
+                    Some(_) => End::Again,
+                    None => End::Gone,
+                };
+                match self.take_down(dir, &record, target, end) {
                     Ok(()) => Err(error),
                     Err(undo) => Err(VolumeError::NotUndone {
                         undo: Box::new(undo),

@@ -24,6 +24,9 @@ pub enum VolumeState {
     /// Was mounted, and is about to be mounted again with the writable layer
     /// that it has: after a reboot, or where its mount got lost.
     Returning,
+    /// Was mounted and lost what was written to it: it is emptied, and about to be
+    /// mounted anew with the content, the union and the limit that are recorded.
+    Beginning,
     /// Being taken down.
     Leaving,
 }

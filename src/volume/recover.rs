@@ -135,7 +135,8 @@ fn repair(found: &Found, is_mounted: bool, node: &Node<'_>) -> Option<Repair> {
         VolumeState::Leaving => take_down(Reason::Leaving),
         VolumeState::Mounted if is_this_boot && is_mounted => None,
         VolumeState::Returning if is_this_boot && is_mounted => Some(Repair::Adopt { dir }),
-        VolumeState::Mounted | VolumeState::Returning => match found.pod {
+        // One that begins anew may be mounted, but no pod has seen that.
+        VolumeState::Mounted | VolumeState::Returning | VolumeState::Beginning => match found.pod {
             // kubelet writes its file anew when it comes back to a pod, and a
             // power loss may have taken the old one. If it does not, the reaper
             // will see that.

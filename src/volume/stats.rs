@@ -143,7 +143,9 @@ impl Volumes {
             match record.state {
                 record::VolumeState::Intended => holdings.intended += 1,
                 record::VolumeState::Mounted => holdings.mounted += 1,
-                record::VolumeState::Returning => holdings.returning += 1,
+                record::VolumeState::Returning | record::VolumeState::Beginning => {
+                    holdings.returning += 1;
+                }
                 record::VolumeState::Leaving => holdings.leaving += 1,
             }
             match &record.limit {

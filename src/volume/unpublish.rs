@@ -23,6 +23,15 @@ pub(super) enum Target {
     Anothers,
 }
 
+/// What becomes of a volume that is taken down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Nothing is left of it.
+    Gone,
+    /// Its record stays, of what it is to be mounted of again.
+    Again,
+}
+
 impl Volumes {
     /// Unmounts a volume and removes what was its own. Unknown is fine.
     pub fn unpublish(&self, request: &UnpublishRequest) -> Result<(), VolumeError> {
@@ -44,7 +53,7 @@ impl Volumes {
                     target: record.target,
                 });
             }
-            self.take_down(dir, &record, Target::Own)
+            self.take_down(dir, &record, Target::Own, End::Gone)
         } else {
             if request.clear_target {
                 self.clear_target(&target)?;
@@ -94,8 +103,9 @@ impl Volumes {
         dir: &Path,
         record: &VolumeRecord,
         target: Target,
+        end: End,
     ) -> Result<(), VolumeError> {
-        self.take_down_within(dir, record, target, UNMOUNT_PATIENCE)
+        self.take_down_within(dir, record, target, end, UNMOUNT_PATIENCE)
     }
 
     /// As [`Volumes::take_down`], waiting at most that long for who still uses it.
@@ -104,13 +114,14 @@ impl Volumes {
         dir: &Path,
         record: &VolumeRecord,
         target: Target,
+        end: End,
         patience: Duration,
     ) -> Result<(), VolumeError> {
         let mut record = record.clone();
         // What was mounted before a reboot is not mounted any more.
         if record.boot == self.store.boot() {
             let is_own = target == Target::Own && self.may_unmount(&record)?;
-            self.leave(dir, &mut record, is_own)?;
+            self.leave(dir, &mut record, end, is_own)?;
             let mut paths = Vec::new();
             if is_own {
                 paths.push(record.target.as_path());
@@ -125,7 +136,7 @@ impl Volumes {
                 }
             }
         } else {
-            self.leave(dir, &mut record, false)?;
+            self.leave(dir, &mut record, end, false)?;
         }
         // Whatever the boot: a process may have died that was about to mount it again.
         self.unmount_filesystem(dir, patience)?;
@@ -146,6 +157,9 @@ impl Volumes {
         }
         if let Some(writable) = &record.plan.writable {
             self.counted.forget(&writable.upper);
+        }
+        if end == End::Again {
+            return Ok(());
         }
         // The end of its use; the image may be looked at as soon as the record is gone.
         for image in &record.images {
@@ -202,12 +216,13 @@ impl Volumes {
                 .unwrap_or(true)
     }
 
-    /// Says in the record that the volume goes, and which union of AUFS it is,
+    /// Says in the record that the volume goes, or begins again, and which union of AUFS it is,
     /// for that cannot be found out any more once it is unmounted here.
     fn leave(
         &self,
         dir: &Path,
         record: &mut VolumeRecord,
+        end: End,
         is_mounted: bool,
     ) -> Result<(), VolumeError> {
         let known = record.aufs_id.clone();
@@ -216,10 +231,14 @@ impl Volumes {
             record.aufs_id = union::union_at(host, &record.target)
                 .or_else(|| union::union_at(host, &record.plan.staging));
         }
-        if record.state == VolumeState::Leaving && record.aufs_id == known {
+        let state = match end {
+            End::Gone => VolumeState::Leaving,
+            End::Again => VolumeState::Beginning,
+        };
+        if record.state == state && record.aufs_id == known {
             return Ok(());
         }
-        record.state = VolumeState::Leaving;
+        record.state = state;
         match record::write(dir, record) {
             // Taking volumes down is what gives the space back; and a volume
             // that is recorded and not mounted is taken down as well.

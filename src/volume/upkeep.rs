@@ -5,7 +5,7 @@ use super::lock::{self, VolumeLock};
 use super::pods::{self, PodDirectory};
 use super::record::{self, VolumeRecord, VolumeState};
 use super::recover::{self, Found, Node, Reason, Repair};
-use super::unpublish::Target;
+use super::unpublish::{End, Target};
 use super::{VolumeError, Volumes, canonical};
 use crate::chain::Chain;
 use crate::host::MountEntry;
@@ -202,7 +202,7 @@ impl Volumes {
         if why == Reason::Forgotten && self.is_in_use(&record)? {
             return Ok(Outcome::InUse);
         }
-        self.take_down_within(dir, &record, Target::Own, PATIENCE)?;
+        self.take_down_within(dir, &record, Target::Own, End::Gone, PATIENCE)?;
         tracing::info!(
             volume.id = record.volume_id,
             pod = record.pod.map(tracing::field::display),

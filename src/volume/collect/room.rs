@@ -65,6 +65,7 @@ impl Need {
     fn of(failed: &VolumeError, disk: &Disk, did_not_fit: Option<u64>) -> Option<Self> {
         match failed {
             VolumeError::NotReturned { source, .. }
+            | VolumeError::NotBegun { source, .. }
             | VolumeError::Unclear { source, .. }
             | VolumeError::NotCleared { source, .. }
             | VolumeError::Image { source, .. } => Need::of(source, disk, did_not_fit),

@@ -17,10 +17,10 @@ const BACKENDS: [Backend; 3] = [Backend::Aufs, Backend::Overlay, Backend::Bind];
 
 use Owner::{Command, Plugin};
 use PodDirectory::{Forgotten, Gone, Present};
-use VolumeState::{Intended, Leaving, Mounted, Returning};
+use VolumeState::{Beginning, Intended, Leaving, Mounted, Returning};
 
 const OWNERS: [Owner; 2] = [Plugin, Command];
-const STATES: [VolumeState; 4] = [Intended, Mounted, Returning, Leaving];
+const STATES: [VolumeState; 5] = [Intended, Mounted, Returning, Beginning, Leaving];
 const PODS: [PodDirectory; 3] = [Present, PodDirectory::Forgotten, Gone];
 
 /// What is mounted at the volume's target, the lowest first.
@@ -147,7 +147,25 @@ const ROWS: &[Row] = &[
     },
     Row {
         owners: &[Plugin],
-        states: &[Mounted, Returning],
+        states: &[Beginning],
+        boots: &[Boot::This],
+        ats: &ATS,
+        pods: &[Present, Forgotten],
+        expected: Do::Await,
+        why: "its record is all that is left of it, and kubelet was not told of any mount",
+    },
+    Row {
+        owners: &[Plugin],
+        states: &[Beginning],
+        boots: &[Boot::This],
+        ats: &ATS,
+        pods: &[Gone],
+        expected: Do::TakeDown(Reason::Forgotten),
+        why: "no pod will ask for it again",
+    },
+    Row {
+        owners: &[Plugin],
+        states: &[Mounted, Returning, Beginning],
         boots: &[Boot::Other],
         // No mount outlives its boot, so what looks like the volume is not it.
         ats: &ATS,
@@ -157,7 +175,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         owners: &[Plugin],
-        states: &[Mounted, Returning],
+        states: &[Mounted, Returning, Beginning],
         boots: &[Boot::Other],
         ats: &ATS,
         pods: &[Forgotten],
@@ -166,7 +184,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         owners: &[Plugin],
-        states: &[Mounted, Returning],
+        states: &[Mounted, Returning, Beginning],
         boots: &[Boot::Other],
         ats: &ATS,
         pods: &[Gone],
@@ -349,7 +367,7 @@ fn every_volume_that_can_be_found_is_put_right() {
         }
     }
     // 4 of foreign mounts for each of 3 in 5, by themselves or with the own one.
-    assert_eq!(count, 2 * 4 * 2 * 3 * 3 * (2 + 3 * 4));
+    assert_eq!(count, 2 * STATES.len() * 2 * 3 * 3 * (2 + 3 * 4));
 }
 
 #[test]
