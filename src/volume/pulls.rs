@@ -166,8 +166,9 @@ impl Pulls {
     }
 
     /// Removes what was fetched for pulls that nobody has gone on with, by this
-    /// process or by an earlier one.
+    /// process or by an earlier one, and what volumes were promised that are gone.
     pub(super) fn expire(&self) -> Result<(), StoreError> {
+        self.promises.clean()?;
         self.expire_after(KEPT).map(drop)
     }
 
@@ -221,7 +222,6 @@ impl Pulls {
             .clone()
             .with_password()
             .map_err(|error| PullError::Registry(unreadable(&error)))?;
-        self.promises.clean().map_err(PullError::Store)?;
         let started = Arc::new(Running {
             puller,
             credentials: Arc::new(credentials),
