@@ -226,23 +226,26 @@ fn a_label_is_given_exactly_where_the_kernel_knows_labels() {
 )]
 fn what_is_mounted_in_one_volume_does_not_appear_in_the_others() {
     use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
-    let node = TestNode::new();
-    let image = node.image("image", &layers());
-    // As the store and kubelet's pods are in the plugin's container.
-    mount_bind(node.path(), node.path()).unwrap();
-    mount_change(node.path(), MountPropagationFlags::SHARED).unwrap();
-    let at = |id: &str| node.target(id).join("d");
-    for id in ["a", "b"] {
-        publish(&node, &request(&node, &image, id));
+    // A union that is shared, and plain binds of one tree.
+    for layers in [layers(), layers()[..1].to_vec()] {
+        let node = TestNode::new();
+        let image = node.image("image", &layers);
+        // As the store and kubelet's pods are in the plugin's container.
+        mount_bind(node.path(), node.path()).unwrap();
+        mount_change(node.path(), MountPropagationFlags::SHARED).unwrap();
+        let at = |id: &str| node.target(id).join("d");
+        for id in ["a", "b"] {
+            publish(&node, &request(&node, &image, id));
+        }
+        mount_bind(node.path(), at("a")).unwrap();
+        let table = LinuxHost.mount_table().unwrap();
+        let mounted: Vec<_> = table.iter().map(|entry| &entry.mount_point).collect();
+        assert!(mounted.contains(&&at("a")));
+        assert!(!mounted.contains(&&at("b")));
+        unmount(at("a"), UnmountFlags::empty()).unwrap();
+        for id in ["a", "b"] {
+            unpublish(&node, id);
+        }
+        unmount(node.path(), UnmountFlags::empty()).unwrap();
     }
-    mount_bind(node.path(), at("a")).unwrap();
-    let table = LinuxHost.mount_table().unwrap();
-    let mounted: Vec<_> = table.iter().map(|entry| &entry.mount_point).collect();
-    assert!(mounted.contains(&&at("a")));
-    assert!(!mounted.contains(&&at("b")));
-    unmount(at("a"), UnmountFlags::empty()).unwrap();
-    for id in ["a", "b"] {
-        unpublish(&node, id);
-    }
-    unmount(node.path(), UnmountFlags::empty()).unwrap();
 }

@@ -28,6 +28,12 @@ pub(super) fn steps(plan: &MountPlan) -> Result<Vec<MountStep>, PlanError> {
                 flags: plan.flags(),
             },
         },
+        // Else what is mounted in one volume would be in all of the branch, and in
+        // the store.
+        MountStep::Call {
+            at: at(),
+            call: MountCall::Private,
+        },
     ]))
 }
 
@@ -103,6 +109,10 @@ mod tests {
                             noexec: false
                         }
                     },
+                },
+                MountStep::Call {
+                    at: staging(),
+                    call: MountCall::Private,
                 },
                 MountStep::VerifyUnion { at: staging() },
                 MountStep::Call {
