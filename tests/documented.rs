@@ -35,6 +35,7 @@ kubectl exec layers -c reader -- cat … | e2e/node/cases.sh | inside() { kubect
 kubectl logs --previous | e2e/node/chart.sh | logs --previous
 kubectl -n aufs-csi logs ds/aufs-csi-node | e2e/node/chart.sh | logs "daemonset/$RELEASE-node"
 kubectl -n aufs-csi exec ds/aufs-csi-node -- /aufs-csi volumes | e2e/node/chart.sh | exec "ds/$RELEASE-node" -- /aufs-csi volumes
+kubectl -n aufs-csi exec ds/aufs-csi-node -- /aufs-csi gc --dry-run | e2e/node/chart.sh | exec "ds/$RELEASE-node" -- /aufs-csi gc --dry-run
 helm show values charts/aufs-csi | e2e/api/run.sh | documented 'helm show values'
 helm upgrade --install aufs-csi … | e2e/api/run.sh | documented 'helm upgrade --install aufs-csi'
 helm upgrade aufs-csi … | e2e/api/run.sh | documented 'helm upgrade aufs-csi'

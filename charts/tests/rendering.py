@@ -82,8 +82,10 @@ class Objects:
         return self.container()["args"]
 
     def option(self, name):
-        """All values of an option of the plugin."""
-        return [arg.split("=", 1)[1] for arg in self.arguments if arg.startswith(f"{name}=")]
+        """All values of an option of the plugin, by an argument or its variable."""
+        variable = "AUFS_CSI_" + name.lstrip("-").replace("-", "_").upper()
+        return [arg.split("=", 1)[1] for arg in self.arguments if arg.startswith(f"{name}=")] + [
+            one["value"] for one in self.container()["env"] if one["name"] == variable]
 
     def mount(self, path, container="plugin"):
         """A mount, and the volume that is mounted."""

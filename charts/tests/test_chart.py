@@ -115,13 +115,17 @@ class Default(unittest.TestCase):
     def test_the_plugin_is_told_where_everything_is(self):
         self.assertEqual(self.objects.arguments, [
             "node", "--node-id=$(NODE_NAME)", f"--kubelet-root={KUBELET}",
-            f"--endpoint=unix://{KUBELET}/plugins/{DRIVER}/csi.sock", "--root=/var/lib/aufs-csi",
-            "--run-dir=/run/aufs-csi", "--host-proc=/host/proc", "--http-address=127.0.0.1:9809",
+            f"--endpoint=unix://{KUBELET}/plugins/{DRIVER}/csi.sock", "--http-address=127.0.0.1:9809",
             "--union=auto", "--log-format=json", "--certs-dir=/etc/containerd/certs.d",
-            "--max-downloads=6", "--max-downloads-per-registry=3", "--gc-high=80", "--gc-low=70",
-            "--max-store-size=none", "--gc-min-age=2m", "--gc-max-age=none"])
-        self.assertEqual(self.objects.container()["env"], [
-            {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}])
+            "--max-downloads=6", "--max-downloads-per-registry=3"])
+
+    def test_commands_in_the_container_see_what_the_plugin_sees(self):
+        node, *others = self.objects.container()["env"]
+        self.assertEqual(node, {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}})
+        self.assertEqual({one["name"]: one["value"] for one in others}, {
+            "AUFS_CSI_ROOT": "/var/lib/aufs-csi", "AUFS_CSI_RUN_DIR": "/run/aufs-csi",
+            "AUFS_CSI_HOST_PROC": "/host/proc", "AUFS_CSI_GC_HIGH": "80", "AUFS_CSI_GC_LOW": "70",
+            "AUFS_CSI_MAX_STORE_SIZE": "none", "AUFS_CSI_GC_MIN_AGE": "2m", "AUFS_CSI_GC_MAX_AGE": "none"})
 
     def test_containers_have_a_root_they_cannot_write_to(self):
         # Bidirectional mounts are for privileged containers, says the API server.
@@ -271,6 +275,12 @@ class Values(unittest.TestCase):
             self.assertTrue(mount["readOnly"])
             self.assertEqual(volume["hostPath"], {"path": path, "type": "DirectoryOrCreate"})
         self.assertEqual(len(objects.pod["volumes"]), len(render().pod["volumes"]) + 4)
+
+    def test_local_images_where_the_container_has_its_own_are_refused(self):
+        for path in ("/", "/proc", "/etc/ssl/certs/", "/var/lib/aufs-csi", KUBELET, "/etc/containerd/certs.d"):
+            for values in ({"localImages": [path]}, {"policy": {"content": {"localImages": [path]}}}):
+                with self.assertRaisesRegex(Refused, "localImages: .* cannot be mounted"):
+                    text(values)
 
     def test_registries(self):
         objects = render({"registries": {

@@ -114,6 +114,8 @@ case_first_pod() {
     expect "changes" "$(inside first 'cat /data/note; ls /data/etc')" $'mine\nversion'
     expect_in "volumes, in the plugin's pod" \
         "$(kubectl -n "$NAMESPACE" exec "ds/$RELEASE-node" -- /aufs-csi volumes)" "$(target first data)"
+    expect_in "what would go, in the plugin's pod" \
+        "$(kubectl -n "$NAMESPACE" exec "ds/$RELEASE-node" -- /aufs-csi gc --dry-run)" 'needed: volume'
 }
 
 # What the plugin's events look like when it is known by its service account.

@@ -97,7 +97,13 @@ as a JSON list. What is not mounted is not there for the plugin. */}}
 {{- define "aufs-csi.localImages" -}}
 {{- $all := list }}
 {{- range concat .Values.localImages (default list .Values.policy.content.localImages) }}
-{{- $all = append $all (clean .) }}
+{{- $path := clean . }}
+{{- /* Mounts of the container's own, or of all of it. */}}
+{{- $taken := concat (list "/" "/dev" "/etc" "/host" "/proc" "/sys" "/run" "/aufs-csi" $.Values.store.hostPath $.Values.store.runHostPath (include "aufs-csi.kubelet" $)) $.Values.registries.certsDirs $.Values.registries.caHostDirs }}
+{{- if has $path $taken }}
+{{- fail (printf "localImages: %s cannot be mounted, for the container has something of its own there; give a directory below it" $path) }}
+{{- end }}
+{{- $all = append $all $path }}
 {{- end }}
 {{- $all | uniq | toJson }}
 {{- end }}
