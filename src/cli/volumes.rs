@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 ///
 /// An incomplete volume is one whose mounting was interrupted; the next attempt,
 /// or the next start of the plugin, clears it away. A returning one waits to be
-/// mounted again with what was written to it, after a reboot for example.
+/// mounted again, after a reboot for example, with what was written to it unless
+/// that was in memory.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
