@@ -138,18 +138,19 @@ delete layers --grace-period=1
 
 # state POD: what must be as it was, whatever happens to plugin and kubelet.
 state() {
-    echo "$(uid "$1") $(restarts "$1") $(mounts_at "$(target "$1" data)") $(mounts_at "$(target "$1" more)")"
-    inside "$1" 'cat /data/mine /more/etc/version; ls /data/etc'
+    echo "$(uid "$1") $(restarts "$1")" "$(for volume in data more limited; do mounts_at "$(target "$1" "$volume")"; done)"
+    inside "$1" 'cat /data/mine /more/etc/version /limited/etc/version; ls /data/etc'
 }
 start_pods() {
-    for NODE in "${nodes[@]}"; do create_pod "on-$NODE" data=app more=other,readOnly; done
+    # The loop devices behind limits are the kernel's, and so of both nodes.
+    for NODE in "${nodes[@]}"; do create_pod "on-$NODE" data=app more=other,readOnly limited=app,sizeLimit=16Mi; done
     for NODE in "${nodes[@]}"; do
         ready "on-$NODE"
         is_union "on-$NODE" data
         inside "on-$NODE" "echo $NODE >/data/mine; rm /data/etc/kept"
         before[$NODE]=$(state "on-$NODE")
         expect_in "the pod" "${before[$NODE]}" " 0 "
-        expect_in "the pod" "${before[$NODE]}" $'\n'"$NODE"$'\nother\nversion'
+        expect_in "the pod" "${before[$NODE]}" $'\n'"$NODE"$'\nother\napp\nversion'
     done
 }
 # They are as they were, can be written to, and others can come and go.
@@ -158,7 +159,8 @@ look_at_pods() {
         expect "on $NODE" "$(state "on-$NODE")" "${before[$NODE]}"
         inside "on-$NODE" "echo $1 >/data/etc/version"
         expect "a change on $NODE" "$(inside "on-$NODE" 'cat /data/etc/version')" "$1"
-        create_pod "new-$NODE" data=app
+        expect_in "the limit on $NODE" "$(inside "on-$NODE" 'dd if=/dev/zero of=/limited/zeros bs=64k; rm /limited/zeros')" 'No space left'
+        create_pod "new-$NODE" data=app,sizeLimit=16Mi
         ready "new-$NODE"
         expect "a new pod on $NODE" "$(inside "new-$NODE" "$SEE")" "$SEEN"
         delete "new-$NODE"
@@ -182,7 +184,8 @@ expect_in "pulled" "$(told allowed Pulled)" "Pulled image \"$image\" (sha256:"
 create_pod refused "data=$image"
 create_pod mistaken "data=$image,secret=wrong"
 for pod in refused mistaken; do
-    wait_for 60 "an event of $pod" has_event "$pod"
+    wait_for 60 "an event of $pod" has_told "$pod" Failed
+    wait_for 60 "an event of kubelet for $pod" has_event "$pod"
     expect_in "the event" "$(events "$pod")" 'code = Unauthenticated'
     expect_in "the event" "$(told "$pod" Failed)" nodePublishSecretRef
 done
@@ -203,8 +206,19 @@ for NODE in "${nodes[@]}"; do on_node systemctl restart kubelet; done
 for NODE in "${nodes[@]}"; do wait_for 60 "kubelet to know its pods" inside "on-$NODE" true; done
 look_at_pods restarted
 
+say "a node restarted"
+NODE=${nodes[1]}
+docker restart "$NODE" >/dev/null
+wait_for 120 "the pod's restart" has_restarted "on-$NODE"
+ready "on-$NODE"
+expect "what it had" "$(state "on-$NODE" | tail -n 4)" "$(tail -n 4 <<<"${before[$NODE]}")"
+ready_plugin
+before[$NODE]=$(state "on-$NODE")
+look_at_pods rebooted
+
 say "a rolling upgrade"
-install "${SETTINGS[@]}" --set image.tag=next
+"$helm" upgrade aufs-csi charts/aufs-csi --namespace aufs-csi --reset-then-reuse-values --set image.tag=next >/dev/null
+ready_plugin
 expect "plugins" "$(plugins .spec.containers[0].image)" "$IMAGE:next $IMAGE:next "
 look_at_pods upgraded
 
@@ -230,8 +244,6 @@ spec:
       terminationGracePeriodSeconds: 1
       tolerations: [{key: node-role.kubernetes.io/control-plane, operator: Exists}]
       nodeSelector: {aufs-csi.dev/$E2E_UNION: "true"}
-      topologySpreadConstraints:
-      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: moves}}}
       volumes:
       - name: data
         csi: {driver: $DRIVER_NAME, volumeAttributes: {image: 'oci:$E2E_IMAGES/volumes/app:1'}}
@@ -244,7 +256,8 @@ DEPLOYMENT
 kubectl rollout status deployment/moves --timeout="$((180 * E2E_SLOW))s"
 pods_on() { kubectl get pods -l app=moves --field-selector "spec.nodeName=$1" -o name | wc -l; }
 NODE=${nodes[1]}
-expect "pods on the worker before" "$(($(pods_on "$NODE") > 0))" 1
+expect_in "volumes of $NODE" "$(leftovers)" "$(target "on-$NODE" data)"
+[[ $(pods_on "$NODE") -gt 0 ]]
 # The pod of its own has nobody to make it again.
 kubectl drain "$NODE" --ignore-daemonsets --force --timeout="$((120 * E2E_SLOW))s"
 wait_for 60 "nothing left on $NODE" nothing_left
@@ -260,8 +273,15 @@ for NODE in "${nodes[@]}"; do wait_for 60 "nothing left on $NODE" nothing_left; 
 expect "objects" "$(kubectl get csidriver,clusterrole,clusterrolebinding -l app.kubernetes.io/instance=aufs-csi -o name; plugin get all -o name)" ''
 for NODE in "${nodes[@]}"; do
     expect "its registration" "$(kubectl get csinode "$NODE" -o 'jsonpath={.spec.drivers[*].name}')" ''
-    docker cp "$PROGRAM" "$NODE:/usr/local/bin/aufs-csi" >/dev/null
-    on_node aufs-csi purge
-    expect "what is left" "$(on_node find "$STORE" /run/aufs-csi "$KUBELET/plugins" "$KUBELET/plugins_registry" -name '*aufs-csi*' 2>/dev/null || true)" ''
+done
+# With a shell on the node, and without one.
+NODE=${nodes[0]}
+docker cp "$PROGRAM" "$NODE:/usr/local/bin/aufs-csi" >/dev/null
+on_node aufs-csi purge
+kubectl debug "node/${nodes[1]}" --profile=sysadmin --image="$IMAGE:$VERSION" -- /aufs-csi purge \
+    --root /host/var/lib/aufs-csi --run-dir /host/run/aufs-csi --kubelet-root /host/var/lib/kubelet
+kubectl wait --for=jsonpath='{.status.phase}'=Succeeded pods --all --timeout="$((60 * E2E_SLOW))s"
+for NODE in "${nodes[@]}"; do
+    expect "what is left on $NODE" "$(on_node find /var/lib /run -xdev -name '*aufs-csi*' -not -path '*/containerd/*')" ''
 done
 echo "e2e-kind: passed"

@@ -25,8 +25,8 @@ prepare_registries() {
         openssl req -x509 -new -key ca.key -subj '/CN=e2e' -days 2 -out ca.crt
         openssl req -new -key server.key -subj '/CN=registry' -out server.csr
         # It may be a name.
-        [[ $ADDRESS = *[!0-9.]* ]] && kind=DNS || kind=IP
-        printf 'subjectAltName=%s:%s\n' "$kind" "$ADDRESS" >server.ext
+        [[ $ADDRESS = *[!0-9.]* ]] && type=DNS || type=IP
+        printf 'subjectAltName=%s:%s\n' "$type" "$ADDRESS" >server.ext
         openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -set_serial 1 -days 2 \
             -extfile server.ext -out server.crt
     ) 2>>"$E2E_LOGS/registry.log"
