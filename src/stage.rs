@@ -21,7 +21,6 @@ pub use sink::TakeError;
 use crate::image::digest::Digest;
 use crate::image::platform::PlatformChoice;
 use crate::image::{Image, ImageSource, LayerContent, LayerDescriptor};
-use crate::layer::collect::estimate;
 use crate::layer::decompress::Compression;
 use crate::layer::index::{Attrs, Index};
 use crate::layer::ingest::{self, LayerJob, StageTimes};
@@ -222,7 +221,7 @@ impl Stager<'_> {
         let mut stored: HashMap<String, BranchRecord> = HashMap::new();
         let mut store_bytes = 0;
         for branch in self.store.branches().map_err(StageError::Store)? {
-            store_bytes += estimate(branch.summary.bytes, branch.summary.nodes);
+            store_bytes += branch.disk_bytes();
             if let Some(diff_id) = branch.diff_id.clone()
                 && image
                     .layers

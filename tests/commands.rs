@@ -421,6 +421,10 @@ fn purge_leaves_nothing_of_ours_and_all_of_others() {
     let kubelet = kubelet_of(&place);
     let purge = ["purge", "--kubelet-root", kubelet.to_str().unwrap()];
     fs::write(place.path("run/theirs"), "").unwrap();
+    // As in a container, whose /dev lacks devices that are made later.
+    for node in ["loop-control", "loop0", "loop12"] {
+        fs::write(place.path("run").join(node), "").unwrap();
+    }
     place.good(&purge);
     assert!(!place.path("store").exists());
     let names = |path: &Path| -> Vec<String> {
@@ -573,6 +577,28 @@ fn gc_says_of_everything_what_becomes_of_it_and_why() {
 }
 
 #[test]
+fn gc_goes_by_the_policy_file_as_the_plugin_does() {
+    let place = Place::new();
+    place.image(&place.path("unused"), "unused");
+    place.good(&["stage", "oci:unused:latest"]);
+    let file = place.path("policy.yaml");
+    let policy = ["--policy", file.to_str().unwrap()];
+    let with = |more: &[&'static str]| [&["gc", "--all"], &policy[..], more].concat();
+    fs::write(&file, "gc: {minAge: 1h, low: 60}\n").unwrap();
+    let text = place.good(&with(&["--gc-min-age", "0s"]));
+    assert!(text.contains("removed 0 of 1"), "{text}");
+    fs::write(&file, "gc: {minAge: 0s}\n").unwrap();
+    let text = place.good(&with(&[]));
+    assert!(text.contains("removed 1 of 1"), "{text}");
+    fs::write(&file, "gc: {minAge: soon}\ngcc: 1\n").unwrap();
+    let (code, text) = place.code(&with(&["--gc-low", "x"]));
+    assert_eq!(code, 64, "{text}");
+    for words in ["gc.minAge", "gcc", "--gc-low"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+}
+
+#[test]
 fn all_faults_of_a_policy_file_are_told_at_once() {
     let place = Place::new();
     let file = place.path("policy.yaml");
@@ -710,7 +736,7 @@ fn purge_looks_again_when_it_has_waited() {
     // As a mount does while it stages.
     let lock = fs::File::open(place.path("store/store.lock")).unwrap();
     flock(&lock, FlockOperation::LockShared).unwrap();
-    let purge = std::process::Command::new(env!("CARGO_BIN_EXE_aufs-csi"))
+    let mut purge = std::process::Command::new(env!("CARGO_BIN_EXE_aufs-csi"))
         .args(["purge", "--kubelet-root", "/nonexistent"])
         .env("AUFS_CSI_ROOT", place.path("store"))
         .env("AUFS_CSI_RUN_DIR", place.path("run"))
@@ -724,6 +750,7 @@ fn purge_looks_again_when_it_has_waited() {
         lines.any(|line| line.contains("->") && line.split_whitespace().any(|part| part == id))
     };
     while !waits() {
+        assert_eq!(purge.try_wait().unwrap(), None, "it does not wait");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     place.good(&["mount", "oci:image:latest", target.to_str().unwrap()]);

@@ -105,6 +105,10 @@ impl Host for Mortal {
         self.at("listing a directory of the kernel").list(path)
     }
 
+    fn release_image(&self, image: &Path, devices: &Path) -> io::Result<()> {
+        self.at("releasing an image").release_image(image, devices)
+    }
+
     fn remove_stale(&self, path: &Path) -> io::Result<()> {
         self.at("removing a stale file").remove_stale(path)
     }

@@ -15,12 +15,16 @@
 
 mod support;
 
+use aufs_csi::host::Host;
 use aufs_csi::host::linux::LinuxHost;
 use aufs_csi::image::reference::Source;
 use aufs_csi::layer::collect::{Aim, Marks};
 use aufs_csi::layer::steps;
 use aufs_csi::pull::PullPolicy;
-use aufs_csi::volume::{CollectSettings, ImageRequest, PublishRequest, VolumeOptions, Volumes};
+use aufs_csi::volume::purge::Elsewhere;
+use aufs_csi::volume::{
+    CollectSettings, ImageRequest, PublishRequest, VolumeError, VolumeOptions, Volumes,
+};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
@@ -346,6 +350,64 @@ fn publish_both(options: &VolumeOptions, a: &Source, b: &Source) {
     publish(options, "ab", &[a, b], false);
 }
 
+/// One order: the first goes to a step and waits, the second to one of its own.
+struct Order {
+    /// Steps that the first went.
+    reached: usize,
+    /// Whether the second cannot go further than this.
+    is_last: bool,
+    what: String,
+}
+
+fn in_order(
+    first: impl FnOnce() + Send + 'static,
+    second: impl FnOnce() + Send + 'static,
+    until: usize,
+    then: usize,
+) -> Order {
+    let mut one = Worker::start(first);
+    one.go_to(until);
+    let reached = one.passed;
+    let first_at = one.at.clone();
+    let mut two = Worker::start(second);
+    two.go_to(then);
+    let what = format!("{first_at:?} ({until}), then {:?} ({then})", two.at);
+    let is_last = two.passed < then || two.is_ended() || two.is_stuck();
+    one.finish(&mut two);
+    two.finish(&mut one);
+    one.end(&what);
+    two.end(&what);
+    Order {
+        reached,
+        is_last,
+        what,
+    }
+}
+
+/// Has every order of two run, with the steps of each; `stride` leaves out steps of
+/// the first.
+fn all_orders(stride: usize, at_least: usize, mut run: impl FnMut(usize, usize) -> Order) {
+    let mut orders = 0;
+    let mut until = 0;
+    loop {
+        let mut reached = usize::MAX;
+        for then in 0.. {
+            let order = run(until, then);
+            reached = reached.min(order.reached);
+            orders += 1;
+            if order.is_last {
+                break;
+            }
+        }
+        if reached < until {
+            break;
+        }
+        until += stride;
+    }
+    println!("{orders} orders");
+    assert!(orders >= at_least, "{orders} orders");
+}
+
 /// Runs both in every order; `stride` leaves out steps of the first.
 fn in_every_order(
     staged: fn(&Scene) -> Vec<&Source>,
@@ -357,47 +419,94 @@ fn in_every_order(
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     watch();
     let scene = Scene::new();
-    let mut orders = 0;
-    let mut until = 0;
-    loop {
-        let mut reached = usize::MAX;
-        let mut then = 0;
-        loop {
-            scene.begin(&staged(&scene));
-            let start = |work: Work| {
-                let options = scene.node.volumes_options();
-                let (a, b) = (scene.a.clone(), scene.b.clone());
-                Worker::start(move || work(&options, &a, &b))
+    all_orders(stride, at_least, |until, then| {
+        scene.begin(&staged(&scene));
+        let start = |work: Work| {
+            let options = scene.node.volumes_options();
+            let (a, b) = (scene.a.clone(), scene.b.clone());
+            move || work(&options, &a, &b)
+        };
+        let order = in_order(start(first), start(second), until, then);
+        scene.is_sound(&order.what);
+        scene.ends(&order.what);
+        order
+    });
+}
+
+fn purge(options: &VolumeOptions) -> Result<(), VolumeError> {
+    Volumes::open(options.clone(), Arc::new(LinuxHost))?.purge(&Elsewhere {
+        kubelet_root: "/nonexistent".into(),
+        sockets: Vec::new(),
+        directories: Vec::new(),
+    })
+}
+
+/// Either of them may be refused, and neither harms the other: what is mounted has
+/// its content, and where nothing is, nothing is left.
+#[test]
+fn a_purge_while_a_volume_is_published() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    watch();
+    let mut outcomes = BTreeSet::new();
+    for (stride, at_least, is_purge_first) in [(3, 100, true), (5, 40, false)] {
+        all_orders(stride, at_least, |until, then| {
+            let scene = Scene::new();
+            scene.begin(&[&scene.a]);
+            let options = scene.node.volumes_options();
+            let published = Arc::new(Mutex::new(None));
+            let publishes = {
+                let (options, a) = (options.clone(), scene.a.clone());
+                let published = Arc::clone(&published);
+                move || {
+                    let target = options.root.parent().unwrap().join("target-a");
+                    let request = PublishRequest {
+                        union: union(),
+                        ..PublishRequest::new("a", a, target)
+                    };
+                    // The store may end while it is opened.
+                    let volumes = Volumes::open(options, Arc::new(LinuxHost));
+                    let result = volumes.and_then(|it| it.publish(&request, &()));
+                    *published.lock().unwrap() = Some(result.is_ok());
+                }
             };
-            let mut one = start(first);
-            one.go_to(until);
-            reached = reached.min(one.passed);
-            let first_at = one.at.clone();
-            let mut two = start(second);
-            two.go_to(then);
-            let second_at = two.at.clone();
-            let what = format!("{first_at:?} ({until}), then {second_at:?} ({then})");
-            let passed = two.passed;
-            let stuck = two.is_stuck();
-            one.finish(&mut two);
-            two.finish(&mut one);
-            one.end(&what);
-            two.end(&what);
-            scene.is_sound(&what);
-            scene.ends(&what);
-            orders += 1;
-            if passed < then || second_at == Told::Ended || stuck {
-                break;
+            let purged = Arc::new(Mutex::new(None));
+            let purges = {
+                let (options, purged) = (options.clone(), Arc::clone(&purged));
+                move || {
+                    let result = purge(&options);
+                    *purged.lock().unwrap() = Some(result.is_ok());
+                }
+            };
+            let order = match is_purge_first {
+                true => in_order(purges, publishes, until, then),
+                false => in_order(publishes, purges, until, then),
+            };
+            let what = &order.what;
+            let published = published.lock().unwrap().unwrap();
+            let purged = purged.lock().unwrap().unwrap();
+            outcomes.insert((published, purged));
+            let target = options.root.parent().unwrap().join("target-a");
+            if published {
+                let expected = flatten(&layers_a()).unwrap();
+                assert_same(what, &expected, &read(&target).unwrap(), Compared::ALL);
+                open(options.clone()).unpublish_named("a").unwrap();
             }
-            then += 1;
-        }
-        if reached < until {
-            break;
-        }
-        until += stride;
+            let mounts = LinuxHost.mount_table().unwrap();
+            let mounted: Vec<_> = mounts
+                .iter()
+                .map(|entry| &entry.mount_point)
+                .filter(|at| at.starts_with(scene.node.path()))
+                .collect();
+            assert!(mounted.is_empty(), "{what}: {mounted:?}");
+            purge(&options).unwrap_or_else(|error| panic!("{what}: {}", chain(&error)));
+            assert!(!options.root.exists(), "{what}");
+            order
+        });
     }
-    println!("{orders} orders");
-    assert!(orders >= at_least, "{orders} orders");
+    // One of them before the other, and one refused for the other's sake.
+    for wanted in [(true, true), (true, false), (false, true)] {
+        assert!(outcomes.contains(&wanted), "{wanted:?}: {outcomes:?}");
+    }
 }
 
 #[test]

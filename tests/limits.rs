@@ -534,6 +534,47 @@ fn a_group_that_may_write_copies_nothing_but_the_root_up() {
     }
 }
 
+/// Where the kernel gives a device its file and its settings in two calls, a kill
+/// between them leaves a device that does not let go by itself.
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a device that is not ours to make"
+)]
+fn a_device_that_would_never_let_go_is_made_to() {
+    for again in [false, true] {
+        let node = TestNode::new();
+        let source = node.image("image", &stack());
+        let request = limited(&node, "v", &source, LIMIT, Medium::Disk);
+        publish(&node, &request);
+        let (target, dir) = (node.target("v"), directory(&node, "v"));
+        fs::write(target.join("open/kept"), "by the pod").unwrap();
+        for at in [&target, &dir.join("fs")] {
+            unmount(&LinuxHost, &[at], Duration::from_secs(10)).unwrap();
+        }
+        for _ in 0..100 {
+            if loops(node.path()).is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let made = std::process::Command::new("losetup")
+            .args(["--find", "--sector-size", "4096"])
+            .arg(dir.join("image"))
+            .status();
+        assert!(made.unwrap().success());
+        assert_eq!(loops(node.path()).len(), 1);
+        if again {
+            publish(&node, &request);
+            assert_eq!(loops(node.path()).len(), 1);
+            let kept = fs::read_to_string(target.join("open/kept")).unwrap();
+            assert_eq!(kept, "by the pod");
+        }
+        node.unpublish("v");
+        is_clear(&node);
+    }
+}
+
 #[test]
 fn devices_come_and_go_side_by_side() {
     let node = TestNode::new();

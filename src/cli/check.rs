@@ -51,14 +51,9 @@ pub(super) struct Args {
 impl Args {
     /// Notes the faults of the policy file, if there is one.
     pub(super) fn check_policy(&self, faults: &mut Vec<ConfigFault>) {
-        let Some(file) = &self.policy else {
-            return;
-        };
-        let found = PolicyFile::read(file).err().into_iter().flatten();
-        faults.extend(found.map(|source| ConfigFault::Policy {
-            file: file.clone(),
-            source,
-        }));
+        if let Some(file) = &self.policy {
+            PolicyFile::noted(file, faults);
+        }
     }
 }
 

@@ -2,10 +2,12 @@
 
 use super::CliError;
 use super::output::{self, OutputArgs};
-use crate::config::CollectArgs;
+use crate::config::policy::PolicyFile;
+use crate::config::{CollectArgs, ConfigFault};
 use crate::layer::collect::{Aim, Decision, Subject, Verdict};
-use crate::volume::{Collect, Volumes};
+use crate::volume::{Collect, CollectSettings, Volumes};
 use clap::builder::BoolishValueParser;
+use std::path::PathBuf;
 
 /// Remove images and layers that nobody needs
 ///
@@ -35,11 +37,35 @@ pub(super) struct Args {
     )]
     all: bool,
 
+    /// The plugin's policy file: what it says of collection wins over the options.
+    #[arg(
+        long,
+        env = "AUFS_CSI_POLICY",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    policy: Option<PathBuf>,
+
     #[command(flatten)]
-    pub(super) collect: CollectArgs,
+    collect: CollectArgs,
 
     #[command(flatten)]
     output: OutputArgs,
+}
+
+impl Args {
+    /// When something goes.
+    pub(super) fn settings(&self, faults: &mut Vec<ConfigFault>) -> Option<CollectSettings> {
+        let policy = match &self.policy {
+            Some(file) => PolicyFile::noted(file, faults),
+            None => None,
+        };
+        let flags = self.collect.clone().validate(&[], faults)?;
+        Some(match policy {
+            Some(policy) => policy.collection(&flags),
+            None => flags,
+        })
+    }
 }
 
 pub(super) fn run(volumes: &Volumes, args: &Args) -> Result<(), CliError> {

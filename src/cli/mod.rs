@@ -280,9 +280,9 @@ impl Cli {
                 elsewhere.map_or(Ok(()), |elsewhere| purge::run(&volumes, &elsewhere))
             }
             Command::Gc(args) => {
-                let collect = args.collect.clone().validate(&[], &mut faults);
+                let collect = args.settings(&mut faults);
                 match (common, collect) {
-                    (Some(mut common), Some(collect)) => {
+                    (Some(mut common), Some(collect)) if faults.is_empty() => {
                         common.store.collect = collect;
                         gc::run(&open(common)?, &args)
                     }

@@ -10,6 +10,7 @@ mod value;
 
 pub use follow::{Follower, Look};
 
+use super::ConfigFault;
 use crate::csi::policy::{Media, Policy, SizeRule};
 use crate::image::reference::Source;
 use crate::image::registry::{AllowList, Pattern};
@@ -148,6 +149,18 @@ impl PolicyFile {
     pub fn read(path: &Path) -> Result<Self, Vec<PolicyFault>> {
         let bytes = bytes_of(path).map_err(|error| vec![PolicyFault::Read(error)])?;
         Self::parse(&bytes)
+    }
+
+    /// As [`PolicyFile::read`], its faults among those of the options.
+    pub fn noted(path: &Path, faults: &mut Vec<ConfigFault>) -> Option<Self> {
+        Self::read(path)
+            .map_err(|found| {
+                faults.extend(found.into_iter().map(|source| ConfigFault::Policy {
+                    file: path.to_owned(),
+                    source,
+                }));
+            })
+            .ok()
     }
 
     /// Reads what a policy file holds. An empty one says nothing.

@@ -49,6 +49,8 @@ pub enum Call {
     Read(PathBuf),
     /// [`Host::list`].
     List(PathBuf),
+    /// [`Host::release_image`].
+    ReleaseImage(PathBuf),
     /// [`Host::remove_stale`].
     RemoveStale(PathBuf),
     /// [`Host::holders`].
@@ -734,6 +736,12 @@ impl Host for FakeHost {
             return Err(refused(Errno::NOENT));
         }
         Ok(names.into_iter().collect())
+    }
+
+    fn release_image(&self, image: &Path, _: &Path) -> io::Result<()> {
+        // Its devices go with their mounts.
+        self.enter(Call::ReleaseImage(image.to_path_buf()))
+            .map(drop)
     }
 
     fn remove_stale(&self, path: &Path) -> io::Result<()> {

@@ -125,6 +125,10 @@ impl Host for LinuxHost {
         }
     }
 
+    fn release_image(&self, image: &Path, devices: &Path) -> io::Result<()> {
+        image::release(image, devices)
+    }
+
     fn unmount(&self, target: &Path) -> io::Result<()> {
         Ok(sys::unmount(target, sys::UnmountFlags::NOFOLLOW)?)
     }

@@ -118,7 +118,8 @@ pub enum MountCall {
     Image {
         /// The file.
         image: PathBuf,
-        /// Directory for the nodes of devices, where `/dev` cannot be used.
+        /// Directory for the nodes of devices, where `/dev` cannot be used: see
+        /// [`is_loop_node`].
         devices: PathBuf,
         /// Flags of the superblock and of the mount.
         flags: MountFlags,
@@ -140,6 +141,16 @@ impl MountCall {
             Self::Overlay(_) => "overlay mount",
             Self::Image { .. } => "mount of an image",
         }
+    }
+}
+
+/// Whether a node of a loop device, or of their control, has this name.
+#[must_use]
+pub fn is_loop_node(name: &str) -> bool {
+    match name.strip_prefix("loop") {
+        Some("-control") => true,
+        Some(number) => !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()),
+        None => false,
     }
 }
 
@@ -255,6 +266,12 @@ pub struct MountTable {
 pub trait Host: std::fmt::Debug + Send + Sync {
     /// Makes or changes a mount at `target`, an existing directory.
     fn mount(&self, target: &Path, call: &MountCall) -> io::Result<()>;
+
+    /// Takes the file from the loop device that it is behind, if it would stay there:
+    /// where the kernel gives a device its file and its settings in two calls
+    /// (before Linux 5.8), a kill between them leaves one that never lets go. A
+    /// device in use lets go after that. No such file is fine.
+    fn release_image(&self, image: &Path, devices: &Path) -> io::Result<()>;
 
     /// Unmounts the topmost mount attached at `target`, without following a
     /// symbolic link and never lazily. `EINVAL` where nothing is mounted.

@@ -119,12 +119,13 @@ pub struct Facts {
 pub enum Aim {
     /// What the marks say.
     Marks,
-    /// Somebody is out of space: down to the low mark, or to what he needs; if there
-    /// is that much already, all that may.
+    /// Somebody is out of space: down to the low mark, and to what he needs. Where
+    /// that is not known, and the disk is at its low mark already, all that may.
     Room {
-        /// Bytes of the store's limit that he needs at least.
+        /// Bytes of the store's limit that he needs at least; 0 where that is not
+        /// known.
         store: u64,
-        /// Bytes of the disk that he needs at least.
+        /// Bytes of the disk that he needs at least; 0 where that is not known.
         disk: u64,
     },
     /// All that may, whatever the marks say.
@@ -192,14 +193,8 @@ pub struct Decision {
 /// Bytes of all branches.
 #[must_use]
 pub fn store_bytes(branches: &[Branch]) -> u64 {
-    branches.iter().map(|branch| branch.bytes).sum()
-}
-
-/// What a branch takes on disk: its files, and for each entry half a block that
-/// is not full and an inode. An estimate; what was really freed is measured.
-#[must_use]
-pub const fn estimate(bytes: u64, entries: u64) -> u64 {
-    bytes.saturating_add(entries.saturating_mul(2048))
+    let sizes = branches.iter().map(|branch| branch.bytes);
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// Something that goes or stays.
@@ -306,11 +301,11 @@ impl Pressure {
             inodes: over(inodes, inodes_free),
             store,
         };
-        if let Aim::Room { disk, .. } = aim {
+        if let Aim::Room { store, disk } = aim {
             pressure.bytes = pressure.bytes.max(disk.saturating_sub(bytes_free));
             // It is not the whole disk that is full: a quota, or an image that is
             // larger than all that is free.
-            pressure.all = !pressure.is_on();
+            pressure.all = store == 0 && disk == 0 && !pressure.is_on();
         }
         pressure
     }

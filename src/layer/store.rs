@@ -58,7 +58,7 @@ use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -197,34 +197,22 @@ impl Store {
                 path: root.to_owned(),
             });
         }
-        let file = root.join("store.json");
-        match fs::read(&file) {
-            Ok(bytes) => {
-                let found: StoreFile =
-                    serde_json::from_slice(&bytes).map_err(|source| StoreError::Damaged {
-                        path: file.clone(),
-                        source,
-                    })?;
-                // First, for a newer one may mean anything by the rest.
-                if found.version > STORE_VERSION {
-                    return Err(StoreError::Newer {
-                        path: root.to_owned(),
-                        found: found.version,
-                        known: STORE_VERSION,
-                    });
-                }
-                if found.rootless != rootless {
-                    return Err(StoreError::Rootless {
-                        path: root.to_owned(),
-                        is: if found.rootless { "rootless" } else { "root's" },
-                    });
-                }
-                make_directories(root)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => create(root, rootless)?,
-            Err(error) => return Err(StoreError::io("read", &file)(error)),
-        }
         let lock_path = root.join("store.lock");
+        loop {
+            match find(root, rootless) {
+                Ok(()) => {}
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    create(root, rootless)?;
+                }
+                Err(error) => return Err(error),
+            }
+            // Whoever is about to remove all of it is waited for.
+            let _shared = lock(&lock_path, Sharing::Shared)?;
+            if root.join("store.json").exists() {
+                make_directories(root)?;
+                break;
+            }
+        }
         let lock = open_lock(&lock_path).map_err(StoreError::io("open", &lock_path))?;
         // Later there may be no inode left for it, which is when it is wanted.
         // Where this one fails already, whoever needs it says so.
@@ -307,6 +295,33 @@ impl Store {
     }
 }
 
+/// Finds out whether there is a store that this program can use; that there is none
+/// is an error of the kind `NotFound`.
+fn find(root: &Path, rootless: bool) -> Result<(), StoreError> {
+    let file = root.join("store.json");
+    let bytes = fs::read(&file).map_err(StoreError::io("read", &file))?;
+    let found: StoreFile =
+        serde_json::from_slice(&bytes).map_err(|source| StoreError::Damaged {
+            path: file.clone(),
+            source,
+        })?;
+    // First, for a newer one may mean anything by the rest.
+    if found.version > STORE_VERSION {
+        return Err(StoreError::Newer {
+            path: root.to_owned(),
+            found: found.version,
+            known: STORE_VERSION,
+        });
+    }
+    if found.rootless != rootless {
+        return Err(StoreError::Rootless {
+            path: root.to_owned(),
+            is: if found.rootless { "rootless" } else { "root's" },
+        });
+    }
+    Ok(())
+}
+
 /// Makes those that are missing: in a new store all, and in one whose removal was
 /// cut short what had gone by then.
 fn make_directories(root: &Path) -> Result<(), StoreError> {
@@ -359,13 +374,9 @@ fn create(root: &Path, rootless: bool) -> Result<(), StoreError> {
     fs::set_permissions(root, fs::Permissions::from_mode(0o700))
         .map_err(StoreError::io("protect", root))?;
     bare(root)?;
-    make_directories(root)?;
     // Shared by all who make it at once, and so that nobody cleans meanwhile.
-    let path = root.join("store.lock");
-    let lock = open_lock(&path).map_err(StoreError::io("open", &path))?;
-    rustix::fs::flock(&lock, FlockOperation::LockShared)
-        .map_err(io::Error::from)
-        .map_err(StoreError::io("lock", &path))?;
+    let _shared = lock(&root.join("store.lock"), Sharing::Shared)?;
+    make_directories(root)?;
     write_json(
         &root.join("store.json"),
         &StoreFile {
@@ -401,18 +412,24 @@ fn lock(path: &Path, sharing: Sharing) -> Result<File, StoreError> {
         Sharing::Shared => (NonBlockingLockShared, LockShared),
         Sharing::Exclusive => (NonBlockingLockExclusive, LockExclusive),
     };
-    let lock = open_lock(path).map_err(StoreError::io("open", path))?;
-    let result = match rustix::fs::flock(&lock, at_once) {
-        Err(Errno::WOULDBLOCK) => {
-            steps::before(steps::WAIT);
-            rustix::fs::flock(&lock, wait)
+    loop {
+        let lock = open_lock(path).map_err(StoreError::io("open", path))?;
+        let result = match rustix::fs::flock(&lock, at_once) {
+            Err(Errno::WOULDBLOCK) => {
+                steps::before(steps::WAIT);
+                rustix::fs::flock(&lock, wait)
+            }
+            result => result,
+        };
+        result
+            .map_err(io::Error::from)
+            .map_err(StoreError::io("lock", path))?;
+        // Whoever had it may have removed the file, with all of the store.
+        let ours = lock.metadata().map_err(StoreError::io("read", path))?;
+        if fs::metadata(path).is_ok_and(|found| found.ino() == ours.ino()) {
+            return Ok(lock);
         }
-        result => result,
-    };
-    result
-        .map_err(io::Error::from)
-        .map_err(StoreError::io("lock", path))?;
-    Ok(lock)
+    }
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {

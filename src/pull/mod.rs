@@ -320,17 +320,21 @@ impl Puller {
 }
 
 impl PullError {
-    fn is_of_credentials(&self) -> bool {
-        let error = match self {
+    /// What a registry did to it, if it did anything.
+    pub fn registry(&self) -> Option<&RegistryError> {
+        match self {
             PullError::Registry(error) => Some(error),
             PullError::Stage(error) => registry_error(error),
             PullError::Store(_)
             | PullError::NotPresent
             | PullError::NoAccess
             | PullError::Job(_) => None,
-        };
+        }
+    }
+
+    fn is_of_credentials(&self) -> bool {
         matches!(
-            error,
+            self.registry(),
             Some(RegistryError::Unauthenticated { .. } | RegistryError::Denied { .. })
         )
     }

@@ -16,22 +16,22 @@
 
 mod needs;
 mod prefetch;
+mod room;
 mod shown;
 
 pub use prefetch::Prefetched;
 
-use super::{ErrorKind, VolumeError, Volumes};
-use crate::chain::{Chain, find};
+use super::{VolumeError, Volumes};
+use crate::chain::Chain;
 use crate::image::reference::Source;
-use crate::image::registry::RegistryError;
 use crate::layer::collect::{
-    Aim, Decision, Disk, Facts, Marks, Subject, Verdict, decide, still_goes, store_bytes,
+    Aim, Decision, Disk, Facts, Marks, Subject, decide, still_goes, store_bytes,
 };
-use crate::layer::store::{Collecting, StoreError};
-use crate::stage::StageError;
+use crate::layer::store::{BranchRecord, Collecting, StoreError};
 use crate::telemetry::Collected;
 use needs::Mounts;
 use prefetch::Prefetch;
+use room::TooLarge;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -55,8 +55,9 @@ pub(super) struct Collection {
     settings: RwLock<Arc<CollectSettings>>,
     prefetch: Mutex<Prefetch>,
     runs: AtomicU64,
-    /// How often room was made for somebody.
-    rooms: AtomicU64,
+    /// How often something was freed.
+    freed: AtomicU64,
+    too_large: Mutex<TooLarge>,
     images: AtomicU64,
     layers: AtomicU64,
     bytes: AtomicU64,
@@ -117,41 +118,56 @@ impl Volumes {
 
     /// Collects, unless somebody else does; with `wait`, after him.
     pub fn collect(&self, aim: Aim, wait: bool) -> Result<Option<Collect>, VolumeError> {
-        match self.store.collect(wait).map_err(VolumeError::Store)? {
-            Some(collecting) => self.collect_alone(aim, &collecting),
-            None => Ok(None),
-        }
+        let Some(collecting) = self.store.collect(wait).map_err(VolumeError::Store)? else {
+            return Ok(None);
+        };
+        // Or what is being removed is taken for what a dead process left.
+        let _shared = self.store.lock_shared().map_err(VolumeError::Store)?;
+        let downloads = self.tidy(None)?;
+        self.collect_alone(aim, &collecting, &self.mounts()?, downloads)
+            .map(Some)
     }
 
+    /// Removes what belongs to nobody any more: leases of the dead, and downloads
+    /// that nobody has gone on with for `age`, else for an hour. Gives the number of
+    /// downloads.
+    fn tidy(&self, age: Option<Duration>) -> Result<usize, VolumeError> {
+        self.store.forget_the_dead().map_err(VolumeError::Store)?;
+        let downloads = match age {
+            Some(age) => self.pulls.expire_after(age),
+            None => self.pulls.expire().map(|()| 0),
+        };
+        Ok(downloads.unwrap_or_else(|error| {
+            tracing::warn!(error = %Chain(&error), "cannot remove old downloads");
+            0
+        }))
+    }
+
+    /// With the store locked, and tidied of so many things.
     fn collect_alone(
         &self,
         aim: Aim,
         collecting: &Collecting,
-    ) -> Result<Option<Collect>, VolumeError> {
-        // Or what is being removed is taken for what a dead process left.
-        let _shared = self.store.lock_shared().map_err(VolumeError::Store)?;
-        self.store.forget_the_dead().map_err(VolumeError::Store)?;
-        // Somebody who is out of space needs it more than a pull that ended does.
-        let downloads = match aim {
-            Aim::Room { .. } => self.pulls.expire_after(Duration::ZERO),
-            Aim::Marks | Aim::All => self.pulls.expire().map(|()| 0),
-        };
-        let downloads = downloads.unwrap_or_else(|error| {
-            tracing::warn!(error = %Chain(&error), "cannot remove old downloads");
-            0
-        });
+        mounts: &Mounts,
+        tidied: usize,
+    ) -> Result<Collect, VolumeError> {
         let marks = self.collection().marks.clone();
-        let mounts = self.mounts()?;
-        let mut all: Option<Collect> = None;
-        for _ in 0..ROUNDS {
-            let facts = self.look(&mounts)?;
-            let decisions = decide(&facts, &marks, aim);
+        let facts = self.look(mounts)?;
+        let mut all = report(&facts, decide(&facts, &marks, aim));
+        for round in 0..ROUNDS {
+            let (facts, decisions) = match round {
+                0 => (facts.clone(), all.decisions.clone()),
+                _ => {
+                    let facts = self.look(mounts)?;
+                    let decisions = decide(&facts, &marks, aim);
+                    (facts, decisions)
+                }
+            };
             let goes = decisions.iter().any(|decision| decision.verdict.goes());
-            let round = all.get_or_insert_with(|| report(&facts, decisions.clone()));
             for decision in decisions.iter().filter(|it| it.verdict.goes()) {
-                if let Some(freed) = self.remove(collecting, &mounts, &facts, decision)? {
-                    round.removed += 1;
-                    round.freed += freed;
+                if let Some(freed) = self.remove(collecting, mounts, &facts, decision)? {
+                    all.removed += 1;
+                    all.freed += freed;
                 }
             }
             // Whether it was enough is measured; and what was made for several images
@@ -161,15 +177,13 @@ impl Volumes {
                 break;
             }
         }
-        let residue = self.clear_up(collecting, &mounts)?;
-        if let Some(all) = &mut all {
-            all.residue = residue + downloads;
-        }
+        all.residue = tidied + self.clear_up(collecting, mounts)?;
         let counted = &self.collection;
         counted.runs.fetch_add(1, Ordering::Relaxed);
-        if let Some(all) = &all
-            && all.removed > 0
-        {
+        if all.removed + all.residue > 0 {
+            counted.freed.fetch_add(1, Ordering::SeqCst);
+        }
+        if all.removed > 0 {
             tracing::info!(
                 removed = all.removed,
                 freed = all.freed,
@@ -186,19 +200,20 @@ impl Volumes {
         let marks = &self.collection().marks;
         let is_over = self.store_disk()?.used_percent() > marks.high
             || match marks.max_size {
-                Some(max) => {
-                    let branches = self.store.branches().map_err(VolumeError::Store)?;
-                    let sizes = branches.iter().map(|branch| {
-                        crate::layer::collect::estimate(branch.summary.bytes, branch.summary.nodes)
-                    });
-                    sizes.sum::<u64>() > max
-                }
+                Some(max) => self.store_size()? > max,
                 None => false,
             };
         match is_over || anyway {
             true => self.collect(Aim::Marks, false),
             false => Ok(None),
         }
+    }
+
+    /// Bytes of all branches, as far as they can be estimated.
+    fn store_size(&self) -> Result<u64, VolumeError> {
+        let branches = self.store.branches().map_err(VolumeError::Store)?;
+        let sizes = branches.iter().map(BranchRecord::disk_bytes);
+        Ok(sizes.fold(0, u64::saturating_add))
     }
 
     /// What collection in this process came to, for metrics.
@@ -305,118 +320,6 @@ impl Volumes {
             .map_err(VolumeError::Store)?;
         removal.end().map_err(VolumeError::Store)?;
         Ok(found)
-    }
-
-    /// Makes room for somebody who has found none. Says what to do where that is
-    /// not possible.
-    pub(super) fn make_room(&self, failed: VolumeError) -> Result<(), VolumeError> {
-        let need = Need::of(&failed);
-        let before = self.collection.rooms.load(Ordering::SeqCst);
-        let made = || {
-            let Some(collecting) = self.store.collect(true).map_err(VolumeError::Store)? else {
-                return Ok(None);
-            };
-            // All who wait for one image are out of space at once.
-            if self.collection.rooms.load(Ordering::SeqCst) != before {
-                return Ok(Some(true));
-            }
-            // Or whoever asks for more than there is empties the store for everybody.
-            if !self.could_have(&need)? {
-                return Ok(None);
-            }
-            tracing::warn!(error = %Chain(&failed), "no space: collecting");
-            let collect = self.collect_alone(need.aim(), &collecting)?;
-            let freed = collect.is_some_and(|it| it.removed + it.residue > 0);
-            if freed {
-                self.collection.rooms.fetch_add(1, Ordering::SeqCst);
-            }
-            Ok(Some(freed))
-        };
-        match made() {
-            Ok(Some(true)) => Ok(()),
-            Ok(Some(false) | None) => Err(self.no_room(failed)),
-            Err(error) => {
-                let error: VolumeError = error;
-                tracing::error!(error = %Chain(&error), "cannot make room");
-                Err(self.no_room(failed))
-            }
-        }
-    }
-
-    /// Whether there could be enough, if all went that may.
-    fn could_have(&self, need: &Need) -> Result<bool, VolumeError> {
-        let planned = self.plan_collection(Aim::All)?;
-        let goes = planned.decisions.iter().filter(|it| it.verdict.goes());
-        let freed = goes.map(|it| it.freed).fold(0, u64::saturating_add);
-        let disk = self.store_disk()?.bytes_free.saturating_add(freed);
-        let kept = planned.store_bytes.saturating_sub(freed);
-        let limit = self.collection().marks.max_size;
-        let fits = limit.is_none_or(|limit| kept.saturating_add(need.store) <= limit);
-        Ok(need.disk <= disk && (need.store == 0 || fits))
-    }
-
-    fn no_room(&self, failed: VolumeError) -> VolumeError {
-        // Where it cannot be looked at either, the numbers are not worth an error.
-        let looked = self.plan_collection(Aim::All).ok();
-        let count = |is: fn(&Verdict) -> bool| {
-            let decisions = looked.iter().flat_map(|collect| &collect.decisions);
-            decisions.filter(|it| is(&it.verdict)).count()
-        };
-        VolumeError::NoRoom {
-            root: self.store.root().to_owned(),
-            needed: count(|it| matches!(it, Verdict::Needed(_))),
-            young: count(|it| matches!(it, Verdict::Young(_))),
-            source: Box::new(failed),
-        }
-    }
-
-    /// As `work`, and once more if it finds no space and some can be made.
-    pub(super) fn with_room<T>(
-        &self,
-        work: impl Fn() -> Result<T, VolumeError>,
-    ) -> Result<T, VolumeError> {
-        match work() {
-            Err(error) if error.kind() == ErrorKind::ResourceExhausted => {
-                self.make_room(error)?;
-                work().map_err(|error| match error.kind() {
-                    ErrorKind::ResourceExhausted => self.no_room(error),
-                    _ => error,
-                })
-            }
-            result => result,
-        }
-    }
-}
-
-/// How much somebody needs who is out of space, as far as he knows.
-#[derive(Debug, Default)]
-struct Need {
-    /// Of the store's limit.
-    store: u64,
-    /// Of the disk.
-    disk: u64,
-}
-
-impl Need {
-    fn of(failed: &VolumeError) -> Self {
-        let mut need = Need::default();
-        if let VolumeError::NoRoomForLimit { needs, .. } = failed {
-            need.disk = *needs;
-        }
-        if let Some(RegistryError::NoSpace { needed, .. }) = find(failed) {
-            need.disk = *needed;
-        }
-        if let Some(StageError::Limit { needs, .. }) = find(failed) {
-            need.store = *needs;
-        }
-        need
-    }
-
-    fn aim(&self) -> Aim {
-        Aim::Room {
-            store: self.store,
-            disk: self.disk,
-        }
     }
 }
 

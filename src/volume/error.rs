@@ -259,6 +259,15 @@ pub enum VolumeError {
     /// Nothing here holds a writable layer to its limit.
     #[error("the writable layer cannot be given a filesystem of its own, which is what limits it")]
     Limit(#[source] io::Error),
+    /// Its space would never be free again.
+    #[error("cannot take {} from the loop device that it is behind", .image.display())]
+    Release {
+        /// The file.
+        image: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// A limit on disk is a promise, and the disk cannot keep it.
     #[error("the writable layer needs {needs} bytes of the node's disk, and they are not free")]
     NoRoomForLimit {
@@ -432,7 +441,7 @@ impl VolumeError {
             VolumeError::Mount(error) if error.is_undone() => ErrorKind::Internal,
             VolumeError::Mount(_) | VolumeError::NotUndone { .. } => ErrorKind::Unavailable,
             VolumeError::NoRoom { .. } => ErrorKind::ResourceExhausted,
-            VolumeError::Unmount(_) => ErrorKind::Aborted,
+            VolumeError::Unmount(_) | VolumeError::Release { .. } => ErrorKind::Aborted,
             VolumeError::Target { source, .. } => match source.kind() {
                 io::ErrorKind::NotADirectory => ErrorKind::InvalidArgument,
                 _ => ErrorKind::Internal,

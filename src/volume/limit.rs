@@ -241,9 +241,15 @@ impl Volumes {
         patience: Duration,
     ) -> Result<(), VolumeError> {
         steps::before("unmount the filesystem of a writable layer");
-        union::detach(self.host.as_ref(), &mount_point(dir), patience)
-            .map(drop)
-            .map_err(VolumeError::Unmount)
+        let host = self.host.as_ref();
+        union::detach(host, &mount_point(dir), patience).map_err(VolumeError::Unmount)?;
+        let image = image(dir);
+        if !image.exists() {
+            return Ok(());
+        }
+        steps::before("release the image of a writable layer");
+        let released = host.release_image(&image, &self.options.run_dir);
+        released.map_err(|source| VolumeError::Release { image, source })
     }
 
     /// Removes what there is of a volume, down to its directory.

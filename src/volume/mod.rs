@@ -344,8 +344,10 @@ impl Volumes {
             policy,
             is_node: false,
         };
-        let mut staged =
-            self.with_room(|| self.stage_from(source, None, platform, backend, asker, progress))?;
+        let mut staged = self.with_room(
+            || vec![source.clone()],
+            || self.stage_from(source, None, platform, backend, asker, progress),
+        )?;
         let begun = Instant::now();
         self.store
             .flush(&staged.form.branches)

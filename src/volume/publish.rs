@@ -112,7 +112,16 @@ impl Volumes {
             false => error,
         });
         let result = target.and_then(|target| {
-            self.with_room(|| self.publish_locked(request, &dir, target.clone(), progress))
+            let images = || {
+                request
+                    .images
+                    .iter()
+                    .map(|image| image.source.clone())
+                    .collect()
+            };
+            self.with_room(images, || {
+                self.publish_locked(request, &dir, target.clone(), progress)
+            })
         });
         lock.end(&dir, result)
     }

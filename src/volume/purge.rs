@@ -3,6 +3,7 @@
 use super::ability::PROBE_FILE;
 use super::record;
 use super::{VolumeError, Volumes};
+use crate::host::is_loop_node;
 use crate::layer::steps;
 use crate::layer::store::{StoreError, remove_directory, remove_empty};
 use std::fs;
@@ -57,6 +58,7 @@ impl Volumes {
                 remove_directory(&run.join(name))?;
             }
             remove_file(&run.join(PROBE_FILE))?;
+            remove_loop_nodes(run)?;
             remove_empty(run)?;
             for socket in &elsewhere.sockets {
                 steps::before("remove a socket");
@@ -137,6 +139,21 @@ fn is_stopped(elsewhere: &Elsewhere) -> Result<(), VolumeError> {
         }),
         None => Ok(()),
     }
+}
+
+/// Nodes that were made for images where `/dev` had none.
+fn remove_loop_nodes(dir: &Path) -> Result<(), StoreError> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(StoreError::io("read", dir))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(StoreError::io("read", dir))?;
+        if entry.file_name().to_str().is_some_and(is_loop_node) {
+            remove_file(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_file(path: &Path) -> Result<(), StoreError> {

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 mod failures;
 mod labels;
+mod room;
 mod shared;
 
 /// A node: its directories, and how volumes are asked for.

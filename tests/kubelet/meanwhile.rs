@@ -87,6 +87,10 @@ impl Host for Meanwhile {
         LinuxHost.list(path)
     }
 
+    fn release_image(&self, image: &Path, devices: &Path) -> io::Result<()> {
+        LinuxHost.release_image(image, devices)
+    }
+
     fn remove_stale(&self, path: &Path) -> io::Result<()> {
         LinuxHost.remove_stale(path)
     }

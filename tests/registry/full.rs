@@ -25,6 +25,31 @@ fn small(size: &str) -> Node {
     node
 }
 
+/// A manifest says how large its layers are, and anybody can write one.
+#[tokio::test]
+async fn an_image_that_claims_more_than_there_could_be_costs_others_nothing() {
+    let registry = Registry::open();
+    let cached = push(&registry, "full/cached:1", layers(603, 2, 100_000));
+    let claims = push(&registry, "full/claims:1", layers(604, 1, 30_000_000));
+    let site = Site::on(small("16m"), &["--gc-min-age=0s"]).await;
+    let mut volume = site.kubelet.volume(&cached.at(registry.address()));
+    site.ready(&mut volume).await;
+    site.kubelet.delete(&mut volume).await;
+    let there = names(&site.node.store().join("diff"));
+    assert!(!there.is_empty());
+    for _ in 0..2 {
+        let mut volume = site.kubelet.volume(&claims.at(registry.address()));
+        let status = site.refused(&mut volume).await;
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(
+            status.message().contains("bytes to be fetched"),
+            "{status:?}"
+        );
+        site.kubelet.delete(&mut volume).await;
+        assert_eq!(names(&site.node.store().join("diff")), there);
+    }
+}
+
 fn nothing_is_left(site: &Site, what: &str) {
     for dir in ["blobs", "ingest", "volumes", "diff"] {
         let left = names(&site.node.store().join(dir));

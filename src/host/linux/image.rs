@@ -2,16 +2,20 @@
 //!
 //! The device is let go by the kernel (`LO_FLAGS_AUTOCLEAR`) when the last mount
 //! and the last descriptor of it are gone, so that a kill at any point leaves no
-//! device behind.
+//! device behind. Before Linux 5.8 a device has its file a moment before it has that
+//! flag; one of which a kill made just that is found by its file, and gets the flag
+//! or loses the file.
 #![expect(
     clippy::disallowed_methods,
     reason = "part of the one place where mount calls are made"
 )]
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
@@ -50,7 +54,17 @@ struct Device {
     number: usize,
     path: PathBuf,
     /// Without it the device would be let go before it is mounted.
-    _open: OwnedFd,
+    open: OwnedFd,
+}
+
+/// `struct loop_info64` of `linux/loop.h`.
+type Settings = [u8; raw::LOOP_INFO];
+
+/// What a device's node is opened for.
+#[derive(Clone, Copy)]
+enum Access {
+    Look,
+    Use,
 }
 
 /// Mounts an ext4 image, with the device that it has already if it has one: a
@@ -64,8 +78,15 @@ pub(super) fn mount(
 ) -> io::Result<()> {
     let open = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(image, open, Mode::empty())?;
-    let device = match attached(&file, devices)? {
-        Some(device) => device,
+    let device = match attached(image, &file, devices)? {
+        Some((device, mut settings)) => {
+            if !lets_go(&settings) {
+                let flags = number32(&settings, info::FLAGS) | info::AUTOCLEAR;
+                settings[info::FLAGS].copy_from_slice(&flags.to_ne_bytes());
+                raw::loop_set_status(device.open.as_fd(), settings)?;
+            }
+            device
+        }
         None => attach(&file, devices)?,
     };
     keep_allocated(device.number, "block", "queue/discard_max_bytes");
@@ -80,6 +101,21 @@ pub(super) fn mount(
     Ok(())
 }
 
+/// See [`crate::host::Host::release_image`].
+pub(super) fn release(image: &Path, devices: &Path) -> io::Result<()> {
+    let open = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = match rustix::fs::open(image, open, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        result => result?,
+    };
+    match attached(image, &file, devices)? {
+        Some((device, settings)) if !lets_go(&settings) => {
+            Ok(raw::loop_clear(device.open.as_fd())?)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Sets to 0 what would make the kernel punch holes into the image: those would
 /// have to be allocated again, and the node's disk may be full by then. Without
 /// write access to /sys they are filled when the image is mounted next.
@@ -90,8 +126,12 @@ fn keep_allocated(number: usize, class: &str, setting: &str) {
     }
 }
 
-/// The device that a file is behind already.
-fn attached(file: &OwnedFd, devices: &Path) -> io::Result<Option<Device>> {
+/// The device that a file is behind already, with its settings.
+fn attached(
+    image: &Path,
+    file: &OwnedFd,
+    devices: &Path,
+) -> io::Result<Option<(Device, Settings)>> {
     let wanted = rustix::fs::fstat(file)?;
     for entry in fs::read_dir("/sys/block")? {
         let entry = entry?;
@@ -100,53 +140,69 @@ fn attached(file: &OwnedFd, devices: &Path) -> io::Result<Option<Device>> {
         let Some(number) = number.and_then(|number| number.parse().ok()) else {
             continue;
         };
-        if !entry.path().join("loop/backing_file").exists() {
-            continue;
+        // Other people's devices are not to be opened: they may be damaged, or be
+        // about to be let go.
+        match fs::read(entry.path().join("loop/backing_file")) {
+            Ok(backing) if may_be(&backing, image) => {}
+            _ => continue,
         }
-        let (path, fd) = block_device(number, devices)?;
-        let info = match raw::loop_status(fd.as_fd()) {
-            Ok(info) => info,
+        let (path, open) = block_device(number, devices, Access::Look)?;
+        let settings = match raw::loop_status(open.as_fd()) {
+            Ok(settings) => settings,
             // It was let go meanwhile.
             Err(Errno::NXIO) => continue,
             Err(errno) => return Err(errno.into()),
         };
-        if is_behind(&info, &wanted) {
-            let _open = fd;
-            return Ok(Some(Device {
-                number,
-                path,
-                _open,
-            }));
+        if is_behind(&settings, &wanted) {
+            let device = Device { number, path, open };
+            return Ok(Some((device, settings)));
         }
     }
     Ok(None)
 }
 
-fn is_behind(info: &[u8; raw::LOOP_INFO], file: &Stat) -> bool {
-    let number = |range: std::ops::Range<usize>| {
+/// Whether the path that the kernel gives may be that of an image. It is as seen from
+/// the mount that the file was opened by, which may be another container's: the last
+/// two names are the same in all of them.
+fn may_be(backing: &[u8], image: &Path) -> bool {
+    let backing = backing.strip_suffix(b"\n").unwrap_or(backing);
+    let backing = Path::new(OsStr::from_bytes(backing));
+    backing
+        .components()
+        .rev()
+        .take(2)
+        .eq(image.components().rev().take(2))
+}
+
+fn is_behind(settings: &Settings, file: &Stat) -> bool {
+    let number = |range: Range<usize>| {
         let mut bytes = [0; 8];
-        bytes.copy_from_slice(&info[range]);
+        bytes.copy_from_slice(&settings[range]);
         u64::from_ne_bytes(bytes)
     };
     number(info::DEVICE) == file.st_dev && number(info::INODE) == file.st_ino
 }
 
+fn number32(settings: &Settings, range: Range<usize>) -> u32 {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&settings[range]);
+    u32::from_ne_bytes(bytes)
+}
+
+fn lets_go(settings: &Settings) -> bool {
+    number32(settings, info::FLAGS) & info::AUTOCLEAR != 0
+}
+
 /// Puts a file behind a device that nobody uses.
 fn attach(file: &OwnedFd, devices: &Path) -> io::Result<Device> {
-    let (_, control) = node("loop-control", FileType::CharacterDevice, CONTROL, devices)?;
+    let kind = FileType::CharacterDevice;
+    let (_, control) = node("loop-control", kind, CONTROL, devices, Access::Use)?;
     let mut last = Errno::BUSY;
     for _ in 0..ATTEMPTS {
         let number = raw::loop_free(control.as_fd())?;
-        let (path, fd) = block_device(number, devices)?;
-        match configure(&fd, file) {
-            Ok(()) => {
-                let _open = fd;
-                return Ok(Device {
-                    number,
-                    path,
-                    _open,
-                });
-            }
+        let (path, open) = block_device(number, devices, Access::Use)?;
+        match configure(&open, file) {
+            Ok(()) => return Ok(Device { number, path, open }),
             Err(errno @ Errno::BUSY) => last = errno,
             Err(errno) => return Err(errno.into()),
         }
@@ -155,7 +211,7 @@ fn attach(file: &OwnedFd, devices: &Path) -> io::Result<Device> {
 }
 
 fn configure(device: &OwnedFd, file: &OwnedFd) -> Result<(), Errno> {
-    let mut settings = [0; raw::LOOP_INFO];
+    let mut settings: Settings = [0; raw::LOOP_INFO];
     let flags = info::AUTOCLEAR | info::DIRECT_IO;
     settings[info::FLAGS].copy_from_slice(&flags.to_ne_bytes());
     let mut config = [0; raw::LOOP_CONFIG];
@@ -177,10 +233,11 @@ fn configure(device: &OwnedFd, file: &OwnedFd) -> Result<(), Errno> {
     result
 }
 
-fn block_device(number: usize, devices: &Path) -> io::Result<(PathBuf, OwnedFd)> {
+fn block_device(number: usize, devices: &Path, access: Access) -> io::Result<(PathBuf, OwnedFd)> {
     let minor = u32::try_from(number).map_err(io::Error::other)?;
     let name = format!("loop{number}");
-    node(&name, FileType::BlockDevice, (LOOP_MAJOR, minor), devices)
+    let kind = FileType::BlockDevice;
+    node(&name, kind, (LOOP_MAJOR, minor), devices, access)
 }
 
 /// Opens a device by its node, which is made where there is none: a container's
@@ -191,11 +248,12 @@ fn node(
     kind: FileType,
     number: (u32, u32),
     devices: &Path,
+    access: Access,
 ) -> io::Result<(PathBuf, OwnedFd)> {
     let mut first = None;
     for dir in [Path::new("/dev"), devices] {
         let path = dir.join(name);
-        match open_node(&path, kind, number) {
+        match open_node(&path, kind, number, access) {
             Ok(fd) => return Ok((path, fd)),
             Err(errno) => first = first.or(Some(errno)),
         }
@@ -203,9 +261,18 @@ fn node(
     Err(first.unwrap_or(Errno::NOENT).into())
 }
 
-fn open_node(path: &Path, kind: FileType, number: (u32, u32)) -> Result<OwnedFd, Errno> {
+fn open_node(
+    path: &Path,
+    kind: FileType,
+    number: (u32, u32),
+    access: Access,
+) -> Result<OwnedFd, Errno> {
     let device = rustix::fs::makedev(number.0, number.1);
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let access = match access {
+        Access::Look => OFlags::RDONLY,
+        Access::Use => OFlags::RDWR,
+    };
+    let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let fd = match rustix::fs::open(path, flags, Mode::empty()) {
         Err(Errno::NOENT) => {
             let mode = Mode::RUSR | Mode::WUSR;

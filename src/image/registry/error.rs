@@ -117,6 +117,8 @@ pub enum RegistryError {
         needed: u64,
         /// Bytes that may be used.
         available: u64,
+        /// Bytes that are left to others.
+        reserved: u64,
     },
     /// The program ends, or nobody wants the image any more.
     #[error("fetching was ended")]

@@ -193,7 +193,7 @@ fn room(store: u64) -> Aim {
 fn who_says_how_much_of_the_disk_he_needs_gets_no_more_than_that() {
     // Below the low mark, with 60 GiB free of 100. The first two share a branch and
     // free 12 together.
-    for (disk, count) in [(61, 2), (72, 2), (73, 3), (78, 3)] {
+    for (disk, count) in [(10, 0), (60, 0), (61, 2), (72, 2), (73, 3), (78, 3)] {
         let aim = Aim::Room {
             store: 0,
             disk: disk * GIB,
@@ -201,6 +201,16 @@ fn who_says_how_much_of_the_disk_he_needs_gets_no_more_than_that() {
         let decisions = decide(&store(40), &marks(), aim);
         let goes = decisions.iter().filter(|it| it.verdict.goes());
         assert_eq!(goes.count(), count, "{disk} GiB");
+    }
+    let limited = Marks {
+        max_size: Some(30 * GIB),
+        ..marks()
+    };
+    // There are 24 GiB.
+    for (more, count) in [(6, 0), (7, 2), (18, 2), (19, 3)] {
+        let decisions = decide(&store(40), &limited, room(more * GIB));
+        let goes = decisions.iter().filter(|it| it.verdict.goes());
+        assert_eq!(goes.count(), count, "{more} GiB");
     }
 }
 
@@ -334,6 +344,10 @@ fn any_aim() -> impl Strategy<Value = Aim> {
         Just(Aim::Marks),
         Just(Aim::All),
         (0..20u64).prop_map(|need| room(need * GIB)),
+        (0..120u64).prop_map(|need| Aim::Room {
+            store: 0,
+            disk: need * GIB
+        }),
     ]
 }
 
@@ -376,19 +390,24 @@ proptest! {
             let used = facts.disk.bytes - facts.disk.bytes_free;
             let low = facts.disk.bytes * u64::from(marks.low) / 100;
             let size = store_bytes(&facts.branches) - freed;
-            used - freed.min(used) > low || marks.max_size.is_some_and(|max| {
-                let need = match aim { Aim::Room { store, .. } => store, _ => 0 };
-                size + need > max * u64::from(marks.low) / u64::from(marks.high)
+            let (store, disk) = match aim {
+                Aim::Room { store, disk } => (store, disk),
+                Aim::Marks | Aim::All => (0, 0),
+            };
+            let short = used - freed.min(used) > low || facts.disk.bytes_free + freed < disk;
+            short || marks.max_size.is_some_and(|max| {
+                size + store > max * u64::from(marks.low) / u64::from(marks.high)
             })
         };
+        let nothing_known = Aim::Room { store: 0, disk: 0 };
         for decision in &decisions {
             let age = NOW - decision.used;
             match &decision.verdict {
                 // 2, 3: the minimum age wins over all, the maximum age over space.
                 verdict if verdict.goes() => {
                     prop_assert!(age >= marks.min_age.as_secs());
-                    if *verdict == Verdict::Space && aim == Aim::Marks {
-                        // 4: not more than down to the low mark.
+                    if *verdict == Verdict::Space && aim != nothing_known {
+                        // 4: not more than down to the low mark, or than somebody needs.
                         prop_assert!(need(freed), "{decision:?}");
                     }
                 }

@@ -1,40 +1,32 @@
 //! The end of a store.
 
-use super::{Store, StoreError, remove_directory};
+use super::{Sharing, Store, StoreError, lock, remove_directory};
 use crate::layer::steps;
-use rustix::fs::FlockOperation;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
 /// What says that something else is there goes before it: whatever is left by a
 /// kill, the store can be opened, used, and purged again.
 const FIRST: [&str; 4] = ["images", "pulls", "access", "layers"];
-/// Its existence makes the directory a store, so it goes last.
-const LAST: &str = "store.json";
+/// The one makes the directory a store, so it goes after all that is in it; and
+/// while the other is there, whoever opens the store waits until all is gone.
+const LAST: [&str; 2] = ["store.json", "store.lock"];
 /// The filesystem's own, where the store has one to itself.
 const THEIRS: &str = "lost+found";
 
 /// A store that nobody else uses for as long as this is there.
 #[derive(Debug)]
-pub struct Alone<'a>(&'a Store);
-
-impl Drop for Alone<'_> {
-    fn drop(&mut self) {
-        // Its file is closed with the store at the latest.
-        let _ = rustix::fs::flock(&self.0.lock, FlockOperation::Unlock);
-    }
-}
+pub struct Alone<'a>(
+    &'a Store,
+    #[expect(dead_code, reason = "held for its flock, released on drop")] File,
+);
 
 impl Store {
     /// Waits for who uses the store. What was there before may have changed.
     pub fn lock_alone(&self) -> Result<Alone<'_>, StoreError> {
-        let lock = self.root.join("store.lock");
-        rustix::fs::flock(&self.lock, FlockOperation::LockExclusive)
-            .map_err(io::Error::from)
-            .map_err(StoreError::io("lock", &lock))?;
-        Ok(Alone(self))
+        lock(&self.root.join("store.lock"), Sharing::Exclusive).map(|file| Alone(self, file))
     }
 }
 
@@ -48,11 +40,12 @@ impl Alone<'_> {
         let mut names: Vec<OsString> = FIRST.map(OsString::from).into();
         for entry in fs::read_dir(root).map_err(StoreError::io("list", root))? {
             let name = entry.map_err(StoreError::io("list", root))?.file_name();
-            if name != LAST && name != THEIRS && !names.contains(&name) {
+            let is_late = LAST.iter().any(|late| name == *late);
+            if !is_late && name != THEIRS && !names.contains(&name) {
                 names.push(name);
             }
         }
-        names.push(LAST.into());
+        names.extend(LAST.map(OsString::from));
         for name in names {
             steps::before("remove a part of the store");
             remove(&root.join(name))?;

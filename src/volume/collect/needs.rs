@@ -6,7 +6,7 @@ use super::super::{VolumeError, Volumes};
 use super::shown::branches_in;
 use crate::chain::Chain;
 use crate::host::{MountEntry, MountTable};
-use crate::layer::collect::{Branch, Disk, Facts, Image, Need, estimate};
+use crate::layer::collect::{Branch, Disk, Facts, Image, Need};
 use crate::layer::store::{BranchId, BranchRecord, Held, StoreError};
 use crate::union;
 use serde::Deserialize;
@@ -277,7 +277,7 @@ impl Volumes {
 
 fn branch(record: BranchRecord) -> Branch {
     Branch {
-        bytes: estimate(record.summary.bytes, record.summary.nodes),
+        bytes: record.disk_bytes(),
         entries: record.summary.nodes,
         created: record.created,
         id: record.id,

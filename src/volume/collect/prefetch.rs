@@ -120,7 +120,10 @@ impl Volumes {
             policy: PullPolicy::default_for(source),
             is_node: true,
         };
-        let staged = self.with_room(|| self.stage_from(source, None, None, backend, asker, &()))?;
+        let staged = self.with_room(
+            || vec![source.clone()],
+            || self.stage_from(source, None, None, backend, asker, &()),
+        )?;
         let lease = self.lease_of(
             name,
             Held {

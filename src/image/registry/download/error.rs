@@ -62,9 +62,14 @@ pub(super) fn again(error: &RegistryError) -> RegistryError {
             Some(code) => io::Error::from_raw_os_error(code),
             None => io::Error::new(error.kind(), error.to_string()),
         }),
-        E::NoSpace { needed, available } => E::NoSpace {
+        E::NoSpace {
+            needed,
+            available,
+            reserved,
+        } => E::NoSpace {
             needed: *needed,
             available: *available,
+            reserved: *reserved,
         },
         E::Cancelled => E::Cancelled,
     }

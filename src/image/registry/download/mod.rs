@@ -194,10 +194,10 @@ impl Downloads {
             }
         }
         let needed = missing.into_values().fold(beside, u64::saturating_add);
-        let available = self.0.spools.available().map_err(RegistryError::Disk)?;
-        match needed <= available {
+        let space = self.0.spools.space().map_err(RegistryError::Disk)?;
+        match needed <= space.available {
             true => Ok(()),
-            false => Err(RegistryError::NoSpace { needed, available }),
+            false => Err(space.is_less_than(needed)),
         }
     }
 

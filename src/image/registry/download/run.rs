@@ -290,10 +290,9 @@ impl Run<'_> {
         }
         if self.received - self.space_checked >= SPACE_CHECK_BYTES {
             self.space_checked = self.received;
-            let available = self.home.spools.available().map_err(RegistryError::Disk)?;
-            if available == 0 {
-                let needed = self.size() - self.received;
-                return Err(RegistryError::NoSpace { needed, available });
+            let space = self.home.spools.space().map_err(RegistryError::Disk)?;
+            if space.available == 0 {
+                return Err(space.is_less_than(self.size() - self.received));
             }
         }
         // On this thread, although it may wait for the disk: then everything

@@ -9,6 +9,7 @@
 //! Who appends holds an exclusive flock. A file that cannot be used is unlinked,
 //! never shortened: whoever has it open reads what was there.
 
+use super::super::RegistryError;
 use crate::image::digest::Digest;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -33,6 +34,26 @@ const RESERVED_BYTES: u64 = 64 << 20;
 pub struct Spools {
     dir: PathBuf,
     boot: String,
+}
+
+/// What a filesystem has to give.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Space {
+    /// Bytes that may be written.
+    pub(super) available: u64,
+    /// Bytes that are left alone.
+    pub(super) reserved: u64,
+}
+
+impl Space {
+    /// That so many bytes would be needed.
+    pub(super) fn is_less_than(self, needed: u64) -> RegistryError {
+        RegistryError::NoSpace {
+            needed,
+            available: self.available,
+            reserved: self.reserved,
+        }
+    }
 }
 
 /// One open spool file.
@@ -79,14 +100,17 @@ impl Spools {
         })
     }
 
-    /// Bytes that may be written here, with what is left alone taken off.
-    pub(super) fn available(&self) -> io::Result<u64> {
+    /// Bytes that may be written here.
+    pub(super) fn space(&self) -> io::Result<Space> {
         let filesystem = rustix::fs::statvfs(&self.dir)?;
         let all = filesystem.f_blocks.saturating_mul(filesystem.f_frsize);
         let free = filesystem.f_bavail.saturating_mul(filesystem.f_frsize);
         // On a filesystem smaller than ten times that, a tenth.
         let reserved = RESERVED_BYTES.min(all / 10).max(all / RESERVED_PART);
-        Ok(free.saturating_sub(reserved))
+        Ok(Space {
+            available: free.saturating_sub(reserved),
+            reserved,
+        })
     }
 
     /// Bytes that are there of a blob.

@@ -331,7 +331,10 @@ fn a_full_disk_ends_it_and_gets_its_space_back() {
         let places = Places::honest(&blob);
         let wanted = [wanted(&blob)];
         let error = downloads.check_space(&wanted, 0).unwrap_err();
-        let RegistryError::NoSpace { needed, available } = error else {
+        let RegistryError::NoSpace {
+            needed, available, ..
+        } = error
+        else {
             panic!("{error}");
         };
         assert_eq!(needed, length as u64);
