@@ -24,7 +24,7 @@ use support::tarball::{Compression, tars};
 /// so; a file of that suite; a text in it.
 const ELSEWHERE: &str = r#"
 kind create cluster --config e2e/kind/cluster.yaml | e2e/kind/run.sh | "${KIND_CONFIG:=e2e/kind/cluster.yaml}"
-kind load image-archive … | e2e/kind/run.sh | load image-archive "$archive"
+kind load image-archive … | e2e/kind/cluster.sh | load image-archive "$archive"
 kubectl get nodes -L aufs-csi.dev/aufs,aufs-csi.dev/overlay | e2e/kind/run.sh | kubectl get nodes -L aufs-csi.dev/aufs,aufs-csi.dev/overlay
 kubectl -n aufs-csi rollout status daemonset/aufs-csi-node | e2e/kind/run.sh | kubectl -n aufs-csi rollout status daemonset/aufs-csi-node
 helm test aufs-csi --namespace aufs-csi | e2e/kind/run.sh | "$helm" test aufs-csi --namespace aufs-csi
@@ -44,7 +44,7 @@ kubectl apply -f manifests/examples/pod.yaml | e2e/api/run.sh | documented 'kube
 kubectl apply -f manifests/admission | e2e/api/run.sh | documented 'kubectl apply -f manifests/admission'
 kubectl apply -k manifests/… | e2e/api/run.sh | documented 'kubectl apply -k manifests/'
 kubectl get pods -A -o go-template=… | e2e/api/run.sh | documented 'kubectl get pods -A -o go-template='
-kubectl debug node/worker-1 … | e2e/api/run.sh | documented 'kubectl debug node/worker-1'
+kubectl debug node/worker-1 … | e2e/kind/run.sh | kubectl debug "node/${nodes[1]}" --profile=sysadmin
 kubectl -n aufs-csi describe daemonset | e2e/api/run.sh | documented 'kubectl -n aufs-csi describe daemonset'
 aufs-csi stage registry.example/team/app:1 | tests/registry/site.rs | &[&["stage"], arguments]
 aufs-csi node --policy FILE | tests/commands.rs | &["node", "--node-id", "a", "--policy", named]
