@@ -8,7 +8,7 @@ create_cluster() {
     fi
     "$kind" create cluster --name "$CLUSTER" --config "$KIND_CONFIG" --wait 180s \
         ${KIND_NODE_IMAGE:+--image "$KIND_NODE_IMAGE"} ||
-        die "there is no cluster; where its node image cannot be pulled, KIND_NODE_IMAGE names one that is here"
+        die "there is no cluster, see above; KIND_NODE_IMAGE names a node image that is here, KIND_CONFIG another cluster, as for cgroup v1 (CONTRIBUTING.md)"
     mapfile -t nodes < <("$kind" get nodes --name "$CLUSTER" | sort)
     [[ ${#nodes[@]} -eq 2 && ${nodes[1]} = *worker ]] || die "$KIND_CONFIG must make two nodes, one a worker"
     command -v kubectl >/dev/null || docker cp "${nodes[0]}:/usr/bin/kubectl" "$scratch/kubectl" >/dev/null

@@ -10,7 +10,7 @@
 #   KIND             the program; default is the pinned version, built from its module
 #   KIND_NODE_IMAGE  default what that version takes, from the network
 #   KIND_CONFIG      the cluster, for machines that need another one; two nodes
-#   KIND_KEEP        yes: the cluster stays
+#   KIND_KEEP        yes: the cluster stays; kind export kubeconfig makes it reachable
 #   E2E_SLOW         by how much longer everything may take; default 1
 set -Eeuo pipefail
 cd "$(dirname "$0")/../.."
