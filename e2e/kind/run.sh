@@ -16,8 +16,7 @@ set -Eeuo pipefail
 cd "$(dirname "$0")/../.."
 archive=$(realpath "${1:?usage: e2e/kind/run.sh IMAGE_ARCHIVE}")
 : "${PROGRAM:?}" "${KIND_CONFIG:=e2e/kind/cluster.yaml}" "${E2E_SLOW:=1}"
-# The first whose default node is of the Kubernetes of ../node, 1.36: an older kind
-# writes configurations that its kubeadm does not take.
+# Its default node is of the Kubernetes of ../node, 1.36.
 readonly KIND_VERSION=v0.32.0 CLUSTER=aufs-csi-e2e
 VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 readonly VERSION IMAGE=ghcr.io/aufs-csi/aufs-csi
