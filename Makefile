@@ -123,6 +123,7 @@ e2e-chart: release ## The same with the plugin from its image by the chart: inst
 .PHONY: e2e-kind
 e2e-kind: release ## A cluster of two nodes by kind, where a Docker engine runs; KIND_NODE_IMAGE=…
 	scripts/setup.sh image
+	scripts/setup.sh chart
 	archive=$$(IMAGE_PROGRAM=$(STATIC) scripts/image.sh); PROGRAM=$(abspath $(STATIC)) e2e/kind/run.sh "$$archive"
 
 .PHONY: e2e-node-aufs

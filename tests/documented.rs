@@ -23,15 +23,15 @@ use support::tarball::{Compression, tars};
 /// Commands that another suite runs: as documented, or with `…` for all that begin
 /// so; a file of that suite; a text in it.
 const ELSEWHERE: &str = r#"
-kind create cluster --config e2e/kind/cluster.yaml | e2e/kind/run.sh | create cluster --name "$CLUSTER" --config e2e/kind/cluster.yaml
-kind load image-archive … | e2e/kind/run.sh | load image-archive "$archive"
+kind create cluster --config e2e/kind/cluster.yaml | e2e/kind/run.sh | "${KIND_CONFIG:=e2e/kind/cluster.yaml}"
+kind load image-archive … | e2e/kind/cluster.sh | load image-archive "$archive"
 kubectl get nodes -L aufs-csi.dev/aufs,aufs-csi.dev/overlay | e2e/kind/run.sh | kubectl get nodes -L aufs-csi.dev/aufs,aufs-csi.dev/overlay
 kubectl -n aufs-csi rollout status daemonset/aufs-csi-node | e2e/kind/run.sh | kubectl -n aufs-csi rollout status daemonset/aufs-csi-node
 helm test aufs-csi --namespace aufs-csi | e2e/kind/run.sh | "$helm" test aufs-csi --namespace aufs-csi
 helm uninstall aufs-csi … | e2e/kind/run.sh | "$helm" uninstall aufs-csi --namespace aufs-csi --cascade foreground --wait
 kubectl describe pod… | e2e/node/registry.sh | kubectl describe pod
-kubectl wait --for=condition=Ready pod/layers … | e2e/node/cases.sh | kubectl wait --for=condition=Ready "pod/$pod" --timeout=
-kubectl exec layers -c reader -- cat … | e2e/node/cases.sh | inside() { kubectl exec "$1" -- sh -c
+kubectl wait --for=condition=Ready pod/layers … | e2e/kind/run.sh | kubectl wait --for=condition=Ready pod/layers --timeout=2m
+kubectl exec layers -c reader -- cat … | e2e/kind/run.sh | kubectl exec layers -c reader -- cat
 kubectl logs --previous | e2e/node/chart.sh | logs --previous
 kubectl -n aufs-csi logs ds/aufs-csi-node | e2e/node/chart.sh | logs "daemonset/$RELEASE-node"
 kubectl -n aufs-csi exec ds/aufs-csi-node -- /aufs-csi volumes | e2e/node/chart.sh | exec "ds/$RELEASE-node" -- /aufs-csi volumes
@@ -45,7 +45,7 @@ kubectl apply -f manifests/examples/pod.yaml | e2e/api/run.sh | documented 'kube
 kubectl apply -f manifests/admission | e2e/api/run.sh | documented 'kubectl apply -f manifests/admission'
 kubectl apply -k manifests/… | e2e/api/run.sh | documented 'kubectl apply -k manifests/'
 kubectl get pods -A -o go-template=… | e2e/api/run.sh | documented 'kubectl get pods -A -o go-template='
-kubectl debug node/worker-1 … | e2e/api/run.sh | documented 'kubectl debug node/worker-1'
+kubectl debug node/worker-1 … | e2e/kind/run.sh | kubectl debug "node/${nodes[1]}" --profile=sysadmin
 kubectl -n aufs-csi describe daemonset | e2e/api/run.sh | documented 'kubectl -n aufs-csi describe daemonset'
 aufs-csi stage registry.example/team/app:1 | tests/registry/site.rs | &[&["stage"], arguments]
 aufs-csi node --policy FILE | tests/commands.rs | &["node", "--node-id", "a", "--policy", named]
@@ -59,6 +59,7 @@ make bench | Makefile | scripts/bench.sh
 make bench-aufs AUFS_KERNEL=path/to/bzImage | Makefile | e2e/aufs/run.sh bench
 make e2e-aufs AUFS_KERNEL=path/to/bzImage | Makefile | AUFS_KERNEL='$(AUFS_KERNEL)' e2e/aufs/run.sh
 make e2e-node… | Makefile | e2e/node/run.sh $(CASES)
+make e2e-kind | Makefile | e2e/kind/run.sh "$$archive"
 "#;
 
 /// Command, file and text of each line.

@@ -1,7 +1,8 @@
 # shellcheck shell=bash disable=SC2154
 # What is tried on a real node, whatever its union filesystem. node.sh sources
-# this. Each case is a function case_…, runs in a shell of its own in which any
-# failing command ends it, and is judged together with what it leaves behind.
+# this, and ../kind/run.sh for what cases are written in. Each case is a function
+# case_…, runs in a shell of its own in which any failing command ends it, and is
+# judged together with what it leaves behind.
 
 readonly CASES=(
     read_write read_only two_pods two_volumes container_restart deletion fs_group
@@ -14,6 +15,19 @@ readonly CASES=(
 : "${E2E_KILLS:=record mount 0 3 12}"
 
 # ---- what cases are written in -------------------------------------------
+
+# wait_for SECONDS WHAT COMMAND…: until the command succeeds, tried each PAUSE.
+wait_for() {
+    local end=$((SECONDS + $1 * E2E_SLOW)) what=$2
+    shift 2
+    until "$@" >/dev/null 2>&1; do
+        if ((SECONDS >= end)); then
+            echo "timed out: $what" >&2
+            return 1
+        fi
+        sleep "${PAUSE:-0.2}"
+    done
+}
 
 # images_of IMAGE[+IMAGE…]: as attributes; the first is on top.
 images_of() {
@@ -107,8 +121,10 @@ target() { echo "$KUBELET/pods/$(uid "$1")/volumes/kubernetes.io~csi/$2/mount"; 
 
 # mounts_at PATH: "<mount id> <filesystem>" of each mount at a path.
 mounts_at() {
-    awk -v path="$1" '$5 == path { for (i = 7; $i != "-"; i++); print $1, $(i + 1) }' /proc/self/mountinfo
+    mount_table | awk -v path="$1" '$5 == path { for (i = 7; $i != "-"; i++); print $1, $(i + 1) }'
 }
+# The node's.
+mount_table() { cat /proc/self/mountinfo; }
 
 # is_union POD VOLUME: it is one mount, of the right filesystem.
 is_union() {

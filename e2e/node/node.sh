@@ -35,19 +35,6 @@ export KUBECONFIG=$E2E_DISK/admin.kubeconfig HOME=$E2E_DISK
 
 say() { printf 'e2e-node: %5ds %s\n' "$SECONDS" "$*"; }
 
-# wait_for SECONDS WHAT COMMAND…: until the command succeeds, tried each PAUSE.
-wait_for() {
-    local end=$((SECONDS + $1 * E2E_SLOW)) what=$2
-    shift 2
-    until "$@" >/dev/null 2>&1; do
-        if ((SECONDS >= end)); then
-            echo "timed out: $what" >&2
-            return 1
-        fi
-        sleep "${PAUSE:-0.2}"
-    done
-}
-
 # start NAME COMMAND…; a case may do so too, from a shell of its own.
 start() {
     local name=$1

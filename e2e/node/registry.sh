@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2154
 # Registries on the node, and what pods get from them and are told of it. node.sh
-# sources this; the functions that cases are written in are in cases.sh.
+# and ../kind/run.sh source this; the functions that cases are written in are in
+# cases.sh.
 #
 # Both serve the same images, which images.sh made: one over TLS with a
 # certificate of our own authority and a password, one on loopback without either.
@@ -23,7 +24,9 @@ prepare_registries() {
         done
         openssl req -x509 -new -key ca.key -subj '/CN=e2e' -days 2 -out ca.crt
         openssl req -new -key server.key -subj '/CN=registry' -out server.csr
-        printf 'subjectAltName=IP:%s\n' "$ADDRESS" >server.ext
+        # It may be a name.
+        [[ $ADDRESS = *[!0-9.]* ]] && type=DNS || type=IP
+        printf 'subjectAltName=%s:%s\n' "$type" "$ADDRESS" >server.ext
         openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -set_serial 1 -days 2 \
             -extfile server.ext -out server.crt
     ) 2>>"$E2E_LOGS/registry.log"
