@@ -591,7 +591,8 @@ fn a_device_that_would_never_let_go_is_made_to() {
             std::thread::sleep(Duration::from_millis(50));
         }
         let made = std::process::Command::new("losetup")
-            .args(["--find", "--sector-size", "4096"])
+            // As busybox knows it too.
+            .arg("-f")
             .arg(dir.join("image"))
             .status();
         assert!(made.unwrap().success());
