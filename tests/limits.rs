@@ -451,6 +451,8 @@ fn a_volume_that_cannot_begin_again_yet_is_not_forgotten() {
         let error = node.volumes.publish(&again, &()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", chain(&error));
         assert!(chain(&error).contains("cannot open"), "{}", chain(&error));
+        let error = node.volumes.usage("v", &target).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{}", chain(&error));
     }
     fs::rename(&away, &image).unwrap();
     publish(&node, &again);

@@ -10,8 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 ///
 /// An incomplete volume is one whose mounting was interrupted; the next attempt,
 /// or the next start of the plugin, clears it away. A returning one waits to be
-/// mounted again, after a reboot for example, with what was written to it unless
-/// that was in memory.
+/// mounted again with what was written to it, after a reboot for example, and one
+/// that is beginning lost that and waits to be mounted anew.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -49,7 +49,8 @@ fn state(state: VolumeState, is_read_only: bool) -> &'static str {
         (VolumeState::Mounted, true) => "read-only",
         (VolumeState::Mounted, false) => "writable",
         (VolumeState::Intended, _) => "incomplete",
-        (VolumeState::Returning | VolumeState::Beginning, _) => "returning",
+        (VolumeState::Returning, _) => "returning",
+        (VolumeState::Beginning, _) => "beginning",
         (VolumeState::Leaving, _) => "leaving",
     }
 }

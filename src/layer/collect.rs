@@ -17,6 +17,9 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// See [`Disk::few_inodes`].
+const FEW_INODES: u64 = 1024;
+
 /// When something goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Marks {
@@ -58,6 +61,14 @@ pub struct Disk {
     pub inodes: u64,
     /// Inodes that are free.
     pub inodes_free: u64,
+}
+
+impl Disk {
+    /// Inodes that are enough for whoever needs a few; 0 where there is no limit.
+    #[must_use]
+    pub fn few_inodes(&self) -> u64 {
+        FEW_INODES.min(self.inodes / 10)
+    }
 }
 
 /// A branch as it is found.
@@ -119,15 +130,16 @@ pub struct Facts {
 pub enum Aim {
     /// What the marks say.
     Marks,
-    /// Somebody is out of space: down to the low mark, and to what he needs. Where
-    /// that is not known, and the disk is at its low mark already, all that may.
+    /// Somebody needs so much, and a few inodes: just that much.
     Room {
-        /// Bytes of the store's limit that he needs at least; 0 where that is not
-        /// known.
+        /// Bytes of the store's limit.
         store: u64,
-        /// Bytes of the disk that he needs at least; 0 where that is not known.
+        /// Bytes of the disk.
         disk: u64,
     },
+    /// Somebody is out of space and does not know how much he needs: down to the low
+    /// mark, and if the disk is there already, all that may.
+    Short,
     /// All that may, whatever the marks say.
     All,
 }
@@ -277,7 +289,8 @@ impl Pressure {
             let used = whole.saturating_sub(free);
             let begins = match aim {
                 Aim::Marks => used > part(whole, marks.high),
-                Aim::Room { .. } | Aim::All => true,
+                Aim::Short | Aim::All => true,
+                Aim::Room { .. } => false,
             };
             match begins {
                 true => used.saturating_sub(part(whole, marks.low)),
@@ -293,6 +306,7 @@ impl Pressure {
                 let low = u128::from(max) * u128::from(marks.low) / u128::from(marks.high.max(1));
                 size.saturating_sub(u64::try_from(low).unwrap_or(max).min(max))
             }
+            (Some(max), Aim::Short) => size.saturating_sub(max),
             (Some(_), Aim::Marks | Aim::All) | (None, _) => 0,
         };
         let mut pressure = Pressure {
@@ -301,11 +315,15 @@ impl Pressure {
             inodes: over(inodes, inodes_free),
             store,
         };
-        if let Aim::Room { store, disk } = aim {
-            pressure.bytes = pressure.bytes.max(disk.saturating_sub(bytes_free));
+        match aim {
+            Aim::Room { disk, .. } => {
+                pressure.bytes = disk.saturating_sub(bytes_free);
+                pressure.inodes = facts.disk.few_inodes().saturating_sub(inodes_free);
+            }
             // It is not the whole disk that is full: a quota, or an image that is
             // larger than all that is free.
-            pressure.all = store == 0 && disk == 0 && !pressure.is_on();
+            Aim::Short => pressure.all = !pressure.is_on(),
+            Aim::Marks | Aim::All => {}
         }
         pressure
     }

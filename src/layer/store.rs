@@ -207,7 +207,13 @@ impl Store {
                 Err(error) => return Err(error),
             }
             // Whoever is about to remove all of it is waited for.
-            let _shared = lock(&lock_path, Sharing::Shared)?;
+            let _shared = match lock(&lock_path, Sharing::Shared) {
+                // With its directory.
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    continue;
+                }
+                other => other?,
+            };
             if root.join("store.json").exists() {
                 make_directories(root)?;
                 break;

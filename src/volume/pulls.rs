@@ -172,6 +172,23 @@ impl Pulls {
         self.expire_after(KEPT).map(drop)
     }
 
+    /// Bytes that [`Pulls::expire_after`] would free at once.
+    pub(super) fn idle_bytes(&self) -> Result<u64, StoreError> {
+        let dir = self.store.root().join(BLOBS);
+        if !dir.exists() {
+            return Ok(0);
+        }
+        Spools::open(&dir, self.store.boot())
+            .and_then(|spools| spools.idle_bytes())
+            .map_err(StoreError::io("look at old downloads in", &dir))
+    }
+
+    /// Whether any image is being pulled.
+    pub(super) fn are_running(&self) -> bool {
+        self.running()
+            .is_some_and(|running| running.puller.running() > 0)
+    }
+
     /// As [`Pulls::expire`], of what was not written to for this time. What is being
     /// fetched or unpacked stays. Gives the number of blobs.
     pub(super) fn expire_after(&self, age: Duration) -> Result<usize, StoreError> {
@@ -296,10 +313,16 @@ impl Pulls {
                 .make(&request.volume_id, &source.to_string(), digest),
             None => Ok(()),
         };
-        let found = running
-            .puller
-            .stage(&want, &promise, progress)
-            .map_err(failed)?;
+        let is_promise = want.promised.is_some() && was.is_none();
+        let staged = running.puller.stage(&want, &promise, progress);
+        if let (Err(error), Some(request)) = (&staged, volume)
+            && is_promise
+            && matches!(error.registry(), Some(RegistryError::NotFound { .. }))
+        {
+            // Nobody can keep it any more; the next attempt begins with the tag.
+            self.end_promise(&request.volume_id);
+        }
+        let found = staged.map_err(failed)?;
         let record = &found.image.image;
         tracing::info!(
             image = %source,

@@ -85,6 +85,10 @@ impl Volumes {
         let Some(writable) = &record.plan.writable else {
             return Ok(Usage::default());
         };
+        if record.state == record::VolumeState::Beginning {
+            // Its record is all that is there of it.
+            return Err(not_there());
+        }
         if let Some(limit) = &record.limit {
             return self.limited_usage(&dir, &record, limit);
         }

@@ -159,6 +159,39 @@ async fn a_volume_keeps_the_digest_that_it_was_first_given() {
 }
 
 #[tokio::test]
+async fn a_promise_ends_when_the_registry_has_nothing_to_keep_it_with() {
+    let tag = Tag::new("policy/pruned:1");
+    let mut site = Site::start().await;
+    let first = tag.leads_to(733);
+    for layer in &first.image.layers {
+        tag.proxy.on(On::blob(&layer.digest), Fault::status(503));
+    }
+    let mut volume = site
+        .kubelet
+        .volume(&tag.image())
+        .with("pullPolicy", "Always");
+    while tag.proxy.requests("GET", &first.image.layers[0].digest) == 0 {
+        let short = Duration::from_millis(500);
+        site.kubelet
+            .set_up_within(&mut volume, short)
+            .await
+            .unwrap_err();
+    }
+    let second = tag.leads_to(734);
+    // The pull that runs has the manifest.
+    site.driver.kill();
+    site.again().await;
+    tag.proxy.heal();
+    let pruned = format!("manifests/{}", first.image.manifest.digest);
+    tag.proxy.on(On::path(&pruned), Fault::status(404));
+    let status = site.refused(&mut volume).await;
+    assert_eq!(status.code(), Code::NotFound, "{status:?}");
+    site.ready(&mut volume).await;
+    second.is_at("what the tag is now", &volume);
+    site.end(volume).await;
+}
+
+#[tokio::test]
 async fn what_was_promised_to_one_volume_is_not_what_the_tag_means_to_others() {
     let mut tag = Tag::new("policy/moved:1");
     let site = Site::start().await;

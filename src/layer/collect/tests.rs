@@ -193,22 +193,31 @@ fn room(store: u64) -> Aim {
 fn who_says_how_much_of_the_disk_he_needs_gets_no_more_than_that() {
     // Below the low mark, with 60 GiB free of 100. The first two share a branch and
     // free 12 together.
-    for (disk, count) in [(10, 0), (60, 0), (61, 2), (72, 2), (73, 3), (78, 3)] {
+    // And not down to the low mark where it is above that.
+    let short = [(10, 0), (60, 0), (61, 2), (72, 2), (73, 3), (78, 3)].map(|it| (40, it));
+    let full = [(10, 0), (25, 0), (26, 2), (37, 2), (38, 3)].map(|it| (75, it));
+    for (used, (disk, count)) in short.into_iter().chain(full) {
         let aim = Aim::Room {
             store: 0,
             disk: disk * GIB,
         };
-        let decisions = decide(&store(40), &marks(), aim);
+        let decisions = decide(&store(used), &marks(), aim);
         let goes = decisions.iter().filter(|it| it.verdict.goes());
-        assert_eq!(goes.count(), count, "{disk} GiB");
+        assert_eq!(goes.count(), count, "{disk} GiB, {used} % used");
     }
+    let mut facts = store(40);
+    facts.disk.inodes = 1_000_000;
+    facts.disk.inodes_free = 10;
+    let decisions = decide(&facts, &marks(), Aim::Room { store: 0, disk: 1 });
+    assert!(decisions.iter().any(|it| it.verdict.goes()));
     let limited = Marks {
         max_size: Some(30 * GIB),
         ..marks()
     };
     // There are 24 GiB.
     for (more, count) in [(6, 0), (7, 2), (18, 2), (19, 3)] {
-        let decisions = decide(&store(40), &limited, room(more * GIB));
+        // Its disk is above the low mark, which is nobody's need.
+        let decisions = decide(&store(75), &limited, room(more * GIB));
         let goes = decisions.iter().filter(|it| it.verdict.goes());
         assert_eq!(goes.count(), count, "{more} GiB");
     }
@@ -233,11 +242,11 @@ fn the_limit_counts_what_is_shared_once() {
 
 #[test]
 fn who_is_out_of_space_below_the_low_mark_gets_all_that_may_go() {
-    let decisions = decide(&store(10), &marks(), room(0));
+    let decisions = decide(&store(10), &marks(), Aim::Short);
     let goes: Vec<bool> = decisions.iter().map(|it| it.verdict.goes()).collect();
     assert_eq!(goes, [true, true, true, false]);
     // And not more than needed above it.
-    let decisions = decide(&store(75), &marks(), room(0));
+    let decisions = decide(&store(75), &marks(), Aim::Short);
     let goes: Vec<bool> = decisions.iter().map(|it| it.verdict.goes()).collect();
     assert_eq!(goes, [true, true, false, false]);
 }
@@ -258,7 +267,7 @@ fn a_branch_of_no_image_goes_by_itself() {
 fn in_doubt_nothing_goes() {
     let mut facts = store(99);
     facts.doubt = Some("a record cannot be read".to_owned());
-    for aim in [Aim::Marks, Aim::All, room(GIB)] {
+    for aim in [Aim::Marks, Aim::All, Aim::Short, room(GIB)] {
         let decisions = decide(&facts, &marks(), aim);
         assert!(decisions.iter().all(|it| !it.verdict.goes()));
         assert_eq!(still_goes(&facts, &marks(), &decisions[0]), None);
@@ -343,6 +352,7 @@ fn any_aim() -> impl Strategy<Value = Aim> {
     prop_oneof![
         Just(Aim::Marks),
         Just(Aim::All),
+        Just(Aim::Short),
         (0..20u64).prop_map(|need| room(need * GIB)),
         (0..120u64).prop_map(|need| Aim::Room {
             store: 0,
@@ -390,23 +400,21 @@ proptest! {
             let used = facts.disk.bytes - facts.disk.bytes_free;
             let low = facts.disk.bytes * u64::from(marks.low) / 100;
             let size = store_bytes(&facts.branches) - freed;
-            let (store, disk) = match aim {
-                Aim::Room { store, disk } => (store, disk),
-                Aim::Marks | Aim::All => (0, 0),
-            };
-            let short = used - freed.min(used) > low || facts.disk.bytes_free + freed < disk;
-            short || marks.max_size.is_some_and(|max| {
-                size + store > max * u64::from(marks.low) / u64::from(marks.high)
+            if let Aim::Room { store, disk } = aim {
+                let full = marks.max_size.is_some_and(|max| size + store > max);
+                return full || facts.disk.bytes_free + freed < disk;
+            }
+            used - freed.min(used) > low || marks.max_size.is_some_and(|max| {
+                size > max * u64::from(marks.low) / u64::from(marks.high)
             })
         };
-        let nothing_known = Aim::Room { store: 0, disk: 0 };
         for decision in &decisions {
             let age = NOW - decision.used;
             match &decision.verdict {
                 // 2, 3: the minimum age wins over all, the maximum age over space.
                 verdict if verdict.goes() => {
                     prop_assert!(age >= marks.min_age.as_secs());
-                    if *verdict == Verdict::Space && aim != nothing_known {
+                    if *verdict == Verdict::Space && aim != Aim::Short {
                         // 4: not more than down to the low mark, or than somebody needs.
                         prop_assert!(need(freed), "{decision:?}");
                     }

@@ -3,15 +3,18 @@
 //! As much goes as he is known to need. Where that is not known, as of an image that
 //! did not fit while it was unpacked, it goes down to the low mark, and if the disk
 //! is there already, all that may. It goes once for all who found no space at the
-//! same time, and not for who needs more than there could be.
+//! same time, and nothing goes for who needs more than there could be, not even
+//! downloads that somebody may go on with.
 
 use super::super::{ErrorKind, VolumeError, Volumes};
+use super::needs::Mounts;
 use crate::chain::{Chain, find};
 use crate::image::reference::Source;
 use crate::image::registry::RegistryError;
 use crate::layer::collect::{Aim, Disk, Verdict, decide, store_bytes};
+use crate::layer::store::BranchId;
 use crate::stage::StageError;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -41,23 +44,24 @@ impl Need {
     }
 
     fn aim(self) -> Aim {
-        let (store, disk) = match self {
-            Need::Disk(disk) => (0, disk),
-            Need::Store(store) => (store, 0),
-            Need::More(_) => (0, 0),
-        };
-        Aim::Room { store, disk }
+        match self {
+            Need::Disk(disk) => Aim::Room { store: 0, disk },
+            Need::Store(store) => Aim::Room { store, disk: 0 },
+            Need::More(_) => Aim::Short,
+        }
     }
 
-    /// Whether it may be enough that so much is free on the disk, with so much in the
-    /// store.
-    fn fits(self, free: u64, size: u64, limit: Option<u64>) -> bool {
-        match self {
+    /// Whether it may be enough that so much is free on the disk, with so many bytes
+    /// in the store.
+    fn fits(self, disk: &Disk, size: u64, limit: Option<u64>) -> bool {
+        let free = disk.bytes_free;
+        let bytes = match self {
             Need::Disk(disk) => disk <= free,
             Need::Store(store) => limit.is_none_or(|limit| size.saturating_add(store) <= limit),
             // The sizes of what may go are estimates.
             Need::More(bytes) => bytes < free - free / 16,
-        }
+        };
+        bytes && disk.inodes_free >= disk.few_inodes()
     }
 
     /// What is needed by whoever failed for want of space; none where it is not the
@@ -91,6 +95,17 @@ impl Need {
             _ => Need::More(did_not_fit.unwrap_or(0)),
         }
     }
+}
+
+/// What making room came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    /// Nothing.
+    None,
+    /// There is some, or more of it.
+    Some,
+    /// All that may go has gone.
+    All,
 }
 
 /// What did not fit into so many bytes, after all had gone that may: whoever asks for
@@ -129,19 +144,22 @@ impl Volumes {
         let Some(need) = self.need_of(&failed, images) else {
             return Err(failed);
         };
-        match self.make_room(need, before, &failed) {
-            Ok(true) => {}
-            Ok(false) => return Err(self.no_room(failed)),
+        let made = match self.make_room(need, before, &failed) {
+            Ok(Made::None) => return Err(self.no_room(failed)),
+            Ok(made) => made,
             Err(error) => {
                 tracing::error!(error = %Chain(&error), "cannot make room");
                 return Err(self.no_room(failed));
             }
-        }
+        };
         let free = self.store_disk().map_or(0, |disk| disk.bytes_free);
+        let is_alone = !self.pulls.are_running();
         let failed = match work() {
             Err(error) if error.kind() == ErrorKind::ResourceExhausted => error,
             result => {
-                self.too_large().0.remove(images);
+                if result.is_ok() {
+                    self.too_large().0.remove(images);
+                }
                 return result;
             }
         };
@@ -150,7 +168,9 @@ impl Volumes {
             // The store's disk is not what is full.
             Some(need) if need.is_known() && self.has(need).unwrap_or(false) => Err(failed),
             Some(need) => {
-                if !need.is_known() {
+                // Of one that others took the space from, nothing is known.
+                let is_alone = is_alone && !self.pulls.are_running();
+                if !need.is_known() && made == Made::All && is_alone {
                     self.too_large().note(images, free);
                 }
                 Err(self.no_room(failed))
@@ -164,45 +184,68 @@ impl Volumes {
         need: Need,
         before: u64,
         failed: &VolumeError,
-    ) -> Result<bool, VolumeError> {
+    ) -> Result<Made, VolumeError> {
         let Some(collecting) = self.store.collect(true).map_err(VolumeError::Store)? else {
-            return Ok(false);
+            return Ok(Made::None);
         };
         let _shared = self.store.lock_shared().map_err(VolumeError::Store)?;
-        // Somebody who is out of space needs it more than a pull that ended does.
-        let mounts = self.mounts()?;
-        let tidied = self.tidy(Some(Duration::ZERO))? + self.clear_up(&collecting, &mounts)?;
-        if tidied > 0 {
-            self.collection.freed.fetch_add(1, Ordering::SeqCst);
-        }
         let is_there = match need.is_known() {
             true => self.has(need)?,
             // Others who wait for the same image were out of space at the same time.
             false => self.collection.freed.load(Ordering::SeqCst) != before,
         };
         if is_there {
-            return Ok(true);
+            return Ok(Made::Some);
         }
-        // Or whoever asks for more than there is empties the store for everybody.
-        let facts = self.look(&mounts)?;
-        let marks = self.collection().marks.clone();
-        let all = decide(&facts, &marks, Aim::All);
-        let goes = all.iter().filter(|it| it.verdict.goes());
-        let freed = goes.map(|it| it.freed).fold(0, u64::saturating_add);
-        let free = facts.disk.bytes_free.saturating_add(freed);
-        let size = store_bytes(&facts.branches).saturating_sub(freed);
-        if !need.fits(free, size, marks.max_size) {
-            return Ok(false);
+        let mounts = self.mounts()?;
+        // What is nobody's goes whatever becomes of this.
+        self.store.forget_the_dead().map_err(VolumeError::Store)?;
+        self.clear_up(&collecting, &mounts)?;
+        if !self.could_have(need, &mounts)? {
+            return Ok(Made::None);
         }
         tracing::warn!(error = %Chain(failed), ?need, "no space: collecting");
+        // Somebody who is out of space needs it more than a pull that ended does.
+        let tidied = self.tidy(Some(Duration::ZERO))?;
+        if need.is_known() && self.has(need)? {
+            self.collection.freed.fetch_add(1, Ordering::SeqCst);
+            return Ok(Made::Some);
+        }
         let collect = self.collect_alone(need.aim(), &collecting, &mounts, tidied)?;
-        Ok(collect.removed + collect.residue > 0)
+        let mut decisions = collect.decisions.iter();
+        let is_all = decisions.all(|it| it.verdict != Verdict::Room);
+        Ok(match (collect.removed + collect.residue, is_all) {
+            (0, _) => Made::None,
+            (_, true) => Made::All,
+            (_, false) => Made::Some,
+        })
+    }
+
+    /// Whether there could be enough, if all went that may. Or whoever asks for more
+    /// than there is empties the store for everybody.
+    fn could_have(&self, need: Need, mounts: &Mounts) -> Result<bool, VolumeError> {
+        let facts = self.look(mounts)?;
+        let marks = self.collection().marks.clone();
+        let all = decide(&facts, &marks, Aim::All);
+        let goes: BTreeSet<&BranchId> = all.iter().flat_map(|it| &it.branches).collect();
+        let goes = facts.branches.iter().filter(|it| goes.contains(&it.id));
+        let (mut bytes, mut entries) = (0_u64, 0_u64);
+        for branch in goes {
+            bytes = bytes.saturating_add(branch.bytes);
+            entries = entries.saturating_add(branch.entries);
+        }
+        let idle = self.pulls.idle_bytes().map_err(VolumeError::Store)?;
+        let mut disk = facts.disk;
+        disk.bytes_free = disk.bytes_free.saturating_add(bytes).saturating_add(idle);
+        disk.inodes_free = disk.inodes_free.saturating_add(entries);
+        let size = store_bytes(&facts.branches).saturating_sub(bytes);
+        Ok(need.fits(&disk, size, marks.max_size))
     }
 
     fn has(&self, need: Need) -> Result<bool, VolumeError> {
         let size = self.store_size()?;
         let limit = self.collection().marks.max_size;
-        Ok(need.fits(self.store_disk()?.bytes_free, size, limit))
+        Ok(need.fits(&self.store_disk()?, size, limit))
     }
 
     fn need_of(&self, failed: &VolumeError, images: &[Source]) -> Option<Need> {
@@ -306,6 +349,10 @@ mod tests {
     #[test]
     fn the_needs_are_compared_with_what_there_is() {
         let limit = Some(100);
+        let disk = |bytes_free| Disk {
+            bytes_free,
+            ..disk()
+        };
         for (need, free, size, fits) in [
             (Need::Disk(50), 50, 1000, true),
             (Need::Disk(51), 50, 0, false),
@@ -315,8 +362,14 @@ mod tests {
             (Need::More(100), 104, 0, false),
             (Need::More(100), 120, 0, true),
         ] {
-            assert_eq!(need.fits(free, size, limit), fits, "{need:?}");
+            assert_eq!(need.fits(&disk(free), size, limit), fits, "{need:?}");
         }
-        assert!(Need::Store(u64::MAX).fits(0, 1, None));
+        assert!(Need::Store(u64::MAX).fits(&disk(0), 1, None));
+        let without_inodes = Disk {
+            inodes: 1_000_000,
+            inodes_free: 3,
+            ..disk(1000)
+        };
+        assert!(!Need::Disk(1).fits(&without_inodes, 0, None));
     }
 }

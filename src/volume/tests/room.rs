@@ -121,3 +121,41 @@ fn nothing_goes_for_who_needs_more_than_there_is_or_less_than_is_free() {
     assert!(matches!(error, VolumeError::Limit(_)));
     assert_eq!(images(&volumes), 1);
 }
+
+/// Something that was fetched and is not used, as a pull leaves it that failed.
+fn leave_download(node: &Node) -> PathBuf {
+    let dir = node.path("store/blobs");
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join(format!("{}.{}", "0".repeat(32), "0".repeat(8)));
+    fs::write(&file, [7; 4096]).unwrap();
+    file
+}
+
+#[test]
+fn what_others_could_go_on_with_stays_where_it_would_not_help() {
+    let node = Node::overlay(Owner::Plugin);
+    let volumes = opened(&node, &Arc::new(FakeHost::new()));
+    let download = leave_download(&node);
+    let limit = || {
+        Err(VolumeError::NoRoomForLimit {
+            needs: 1 << 41,
+            source: Errno::NOSPC.into(),
+        })
+    };
+    is_no_room(volumes.with_room(Vec::new, limit));
+    assert!(download.exists());
+    assert_eq!(images(&volumes), 1);
+}
+
+#[test]
+fn scraps_are_not_taken_for_room() {
+    let node = Node::overlay(Owner::Plugin);
+    let volumes = opened(&node, &Arc::new(FakeHost::new()));
+    let download = leave_download(&node);
+    let work = || match volumes.images().unwrap().len() {
+        0 => Ok(()),
+        _ => Err(full()),
+    };
+    volumes.with_room(Vec::new, work).unwrap();
+    assert!(!download.exists());
+}

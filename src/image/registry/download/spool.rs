@@ -100,6 +100,17 @@ impl Spools {
         })
     }
 
+    /// Bytes of the files that nobody has open for fetching or uses.
+    pub fn idle_bytes(&self) -> io::Result<u64> {
+        let mut bytes = 0;
+        self.each(|path, _, metadata| {
+            let taken = metadata.blocks().saturating_mul(512);
+            bytes += if is_unlocked(path)? { taken } else { 0 };
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
     /// Bytes that may be written here.
     pub(super) fn space(&self) -> io::Result<Space> {
         let filesystem = rustix::fs::statvfs(&self.dir)?;
@@ -139,6 +150,20 @@ impl Spools {
 
     fn remove_where(&self, unwanted: impl Fn(&str, &Metadata) -> bool) -> io::Result<usize> {
         let mut removed = 0;
+        self.each(|path, boot, metadata| {
+            if unwanted(boot, metadata) {
+                removed += usize::from(remove_unlocked(path)?);
+            }
+            Ok(())
+        })?;
+        Ok(removed)
+    }
+
+    /// Visits all files, with the boot that they are of.
+    fn each(
+        &self,
+        mut visit: impl FnMut(&Path, &str, &Metadata) -> io::Result<()>,
+    ) -> io::Result<()> {
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -151,24 +176,39 @@ impl Spools {
             let (Some(boot), Ok(metadata)) = (boot, entry.metadata()) else {
                 continue;
             };
-            if metadata.is_file() && unwanted(boot, &metadata) {
-                removed += usize::from(remove_unlocked(&entry.path())?);
+            if metadata.is_file() {
+                visit(&entry.path(), boot, &metadata)?;
             }
         }
-        Ok(removed)
+        Ok(())
     }
 }
 
 /// Whether the file was removed; not if somebody fetches into it or uses it.
 fn remove_unlocked(path: &Path) -> io::Result<bool> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    let path = path.to_owned();
-    let spool = Spool { file, path };
-    Ok(spool.lock()? && spool.remove()?)
+    match opened(path)? {
+        Some(spool) => Ok(spool.lock()? && spool.remove()?),
+        None => Ok(false),
+    }
+}
+
+/// Whether nobody fetches into the file or uses it.
+fn is_unlocked(path: &Path) -> io::Result<bool> {
+    match opened(path)? {
+        Some(spool) => spool.lock(),
+        None => Ok(false),
+    }
+}
+
+fn opened(path: &Path) -> io::Result<Option<Spool>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(Spool {
+            file,
+            path: path.to_owned(),
+        })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn is_hex(text: &str, digits: usize) -> bool {
