@@ -71,7 +71,7 @@ impl std::fmt::Display for MountFlags {
 }
 
 /// One mount-making system call (or the few that belong together) as data.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum MountCall {
     /// `mount(2)` of a new filesystem, its options as one string.
     New {
@@ -155,7 +155,7 @@ pub fn is_loop_node(name: &str) -> bool {
 }
 
 /// An overlay mount. It appears at its target complete or not at all.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OverlayCall {
     /// How the lower directories are handed to the kernel.
     pub interface: OverlayInterface,
@@ -170,7 +170,7 @@ pub struct OverlayCall {
 }
 
 /// The ways to hand lower directories to overlayfs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OverlayInterface {
     /// `fsconfig(2)` with one `lowerdir+` per directory (Linux 6.7): no limit
     /// but 255 bytes for each path.

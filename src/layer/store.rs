@@ -207,7 +207,7 @@ impl Store {
                 Err(error) => return Err(error),
             }
             // Whoever is about to remove all of it is waited for.
-            let _shared = match lock(&lock_path, Sharing::Shared) {
+            let _shared = match lock_store(&lock_path, Sharing::Shared) {
                 // With its directory.
                 Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                     continue;
@@ -267,7 +267,7 @@ impl Store {
     pub fn lock_shared(&self) -> Result<SharedLock, StoreError> {
         let path = self.root.join("store.lock");
         // A description of its own: flock is per open file, not per descriptor.
-        lock(&path, Sharing::Shared).map(SharedLock)
+        lock_store(&path, Sharing::Shared).map(SharedLock)
     }
 
     /// Removes what killed processes left and what power loss made doubtful.
@@ -381,7 +381,7 @@ fn create(root: &Path, rootless: bool) -> Result<(), StoreError> {
         .map_err(StoreError::io("protect", root))?;
     bare(root)?;
     // Shared by all who make it at once, and so that nobody cleans meanwhile.
-    let _shared = lock(&root.join("store.lock"), Sharing::Shared)?;
+    let _shared = lock_store(&root.join("store.lock"), Sharing::Shared)?;
     make_directories(root)?;
     write_json(
         &root.join("store.json"),
@@ -408,6 +408,18 @@ enum Sharing {
     Exclusive,
 }
 
+/// Waits for `store.lock`, which goes with the store: whoever had it last may have
+/// removed it.
+fn lock_store(path: &Path, sharing: Sharing) -> Result<File, StoreError> {
+    loop {
+        let lock = lock(path, sharing)?;
+        let ours = lock.metadata().map_err(StoreError::io("read", path))?;
+        if fs::metadata(path).is_ok_and(|found| found.ino() == ours.ino()) {
+            return Ok(lock);
+        }
+    }
+}
+
 /// Waits for a lock. That it has to is a step of its own, so that a test which runs
 /// two at a time knows whose turn it is.
 fn lock(path: &Path, sharing: Sharing) -> Result<File, StoreError> {
@@ -418,24 +430,18 @@ fn lock(path: &Path, sharing: Sharing) -> Result<File, StoreError> {
         Sharing::Shared => (NonBlockingLockShared, LockShared),
         Sharing::Exclusive => (NonBlockingLockExclusive, LockExclusive),
     };
-    loop {
-        let lock = open_lock(path).map_err(StoreError::io("open", path))?;
-        let result = match rustix::fs::flock(&lock, at_once) {
-            Err(Errno::WOULDBLOCK) => {
-                steps::before(steps::WAIT);
-                rustix::fs::flock(&lock, wait)
-            }
-            result => result,
-        };
-        result
-            .map_err(io::Error::from)
-            .map_err(StoreError::io("lock", path))?;
-        // Whoever had it may have removed the file, with all of the store.
-        let ours = lock.metadata().map_err(StoreError::io("read", path))?;
-        if fs::metadata(path).is_ok_and(|found| found.ino() == ours.ino()) {
-            return Ok(lock);
+    let lock = open_lock(path).map_err(StoreError::io("open", path))?;
+    let result = match rustix::fs::flock(&lock, at_once) {
+        Err(Errno::WOULDBLOCK) => {
+            steps::before(steps::WAIT);
+            rustix::fs::flock(&lock, wait)
         }
-    }
+        result => result,
+    };
+    result
+        .map_err(io::Error::from)
+        .map_err(StoreError::io("lock", path))?;
+    Ok(lock)
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {

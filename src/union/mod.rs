@@ -162,7 +162,7 @@ pub struct OverlayFeatures {
 }
 
 /// One thing to do for a mount, in order; the whole list is compared in tests.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum MountStep {
     /// Unmount what a killed run left at the staging path.
     Clear {

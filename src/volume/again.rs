@@ -107,7 +107,8 @@ impl Volumes {
         }
         let exists = self.check_target(&record.target, true)?;
         record.target_created |= !exists;
-        record.plan.xino = Some(self.xino_of(dir, record.shared.as_deref())?);
+        let backend = record.plan.backend;
+        record.plan.xino = Some(self.xino_of(dir, record.shared.as_deref(), backend)?);
         record.plan.label = self.label(record.plan.label.as_deref());
         record.state = VolumeState::Returning;
         record.boot = self.store.boot().to_owned();

@@ -254,7 +254,7 @@ impl Volumes {
             xino: None,
         };
         let shared = shared::id_of(&plan, request.owner, &self.probe()?.features());
-        plan.xino = Some(self.xino_of(dir, shared.as_deref())?);
+        plan.xino = Some(self.xino_of(dir, shared.as_deref(), plan.backend)?);
         let mut record = VolumeRecord {
             version: RECORD_VERSION,
             volume_id: request.volume_id.clone(),
@@ -522,15 +522,12 @@ impl Volumes {
         Ok(true)
     }
 
-    pub(super) fn xino_path(&self, dir: &Path) -> Result<PathBuf, VolumeError> {
-        let base = self.options.run_dir.join("xino");
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&base)
-            .map_err(StoreError::io("create", &base))
-            .map_err(VolumeError::Store)?;
-        Ok(base.join(dir.file_name().unwrap_or_default()))
+    pub(super) fn xino_dir(&self) -> PathBuf {
+        self.options.run_dir.join("xino")
+    }
+
+    pub(super) fn xino_path(&self, dir: &Path) -> PathBuf {
+        self.xino_dir().join(dir.file_name().unwrap_or_default())
     }
 }
 

@@ -34,6 +34,7 @@ use crate::union::{self, Backend, Features, MountPlan, VerifyError};
 use sha2::{Digest as _, Sha256};
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -58,7 +59,23 @@ pub(super) fn id_of(plan: &MountPlan, owner: Owner, features: &Features) -> Opti
     };
     // A plan that cannot be mounted says why when it is.
     let steps = anywhere.steps(features).ok()?;
-    Some(hex(&Sha256::digest(format!("{steps:?}"))[..16]))
+    let mut hasher = Digesting(Sha256::new());
+    steps.hash(&mut hasher);
+    Some(hex(&hasher.0.finalize()[..16]))
+}
+
+/// Digests what is hashed: a text of it would take as long as a mount. Another
+/// compiler may hash in another way, as another version may make other calls.
+struct Digesting(Sha256);
+
+impl Hasher for Digesting {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        0
+    }
 }
 
 /// Where a shared union is.
@@ -102,21 +119,35 @@ impl Volumes {
         self.store.root().join("shared")
     }
 
-    fn home(&self, id: &str) -> Result<Home, VolumeError> {
+    fn home(&self, id: &str) -> Home {
         let dir = self.shared_dir().join(id);
-        Ok(Home {
-            xino: self.xino_path(&dir)?,
+        Home {
+            xino: self.xino_path(&dir),
             dir,
-        })
+        }
     }
 
     /// The file of the inode translation of AUFS, of the volume with this directory
-    /// or of the union that it shares.
-    pub(super) fn xino_of(&self, dir: &Path, shared: Option<&str>) -> Result<PathBuf, VolumeError> {
-        match shared {
-            Some(id) => Ok(self.home(id)?.xino),
-            None => self.xino_path(dir),
+    /// or of the union that it shares. It can be made, if the union is one of AUFS.
+    pub(super) fn xino_of(
+        &self,
+        dir: &Path,
+        shared: Option<&str>,
+        backend: Backend,
+    ) -> Result<PathBuf, VolumeError> {
+        if backend == Backend::Aufs {
+            let base = self.xino_dir();
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&base)
+                .map_err(StoreError::io("create", &base))
+                .map_err(VolumeError::Store)?;
         }
+        Ok(match shared {
+            Some(id) => self.home(id).xino,
+            None => self.xino_path(dir),
+        })
     }
 
     /// Binds a recorded volume to the union that it shares, which is made if it is
@@ -134,7 +165,7 @@ impl Volumes {
             .create(&base)
             .map_err(StoreError::io("create", &base))
             .map_err(VolumeError::Store)?;
-        let home = self.home(id)?;
+        let home = self.home(id);
         let lock = VolumeLock::take(&home.dir).map_err(VolumeError::Store)?;
         let joined = self.join(&home, dir, record);
         lock.end(&home.dir, joined)
@@ -189,7 +220,7 @@ impl Volumes {
         let Some(id) = &record.shared else {
             return Ok(());
         };
-        let home = self.home(id)?;
+        let home = self.home(id);
         if !self.shared_dir().exists() {
             return Ok(());
         }
@@ -269,7 +300,7 @@ impl Volumes {
             return Ok(false);
         };
         let home = Home {
-            xino: self.xino_path(dir)?,
+            xino: self.xino_path(dir),
             dir: dir.to_owned(),
         };
         let tidied = self.tidy_locked(&home);

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub(super) struct Claim {
     /// Where its owner may work.
     work: PathBuf,
+    /// Whether he does.
+    has_work: bool,
     lock_path: PathBuf,
     lock: File,
 }
@@ -38,6 +40,7 @@ impl Claim {
             if fs::metadata(&lock_path).is_ok_and(|found| found.ino() == ours.ino()) {
                 return Ok(Claim {
                     work: base.join(&name),
+                    has_work: false,
                     lock_path,
                     lock,
                 });
@@ -58,7 +61,8 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.work, &self.lock_path) {
+        let work = self.has_work.then_some(self.work.as_path());
+        if let Err(error) = remove(work, &self.lock_path) {
             tracing::warn!(path = %self.work.display(), error = &error as &dyn std::error::Error,
                 "what is left of work stays until the next start");
         }
@@ -75,7 +79,8 @@ impl Ingest {
     /// Begins work in the store.
     pub fn begin(store: &Store) -> Result<Self, StoreError> {
         // From here on the lock file goes with it, whatever fails.
-        let claim = Claim::take(store)?;
+        let mut claim = Claim::take(store)?;
+        claim.has_work = true;
         steps::before("make the directory of work");
         fs::DirBuilder::new()
             .mode(0o700)
@@ -128,8 +133,10 @@ fn scratch_in(dir: &Path) -> io::Result<File> {
     }
 }
 
-fn remove(path: &Path, lock_path: &Path) -> Result<(), StoreError> {
-    remove_directory(path)?;
+fn remove(work: Option<&Path>, lock_path: &Path) -> Result<(), StoreError> {
+    if let Some(work) = work {
+        remove_directory(work)?;
+    }
     steps::before("remove the lock of work");
     match fs::remove_file(lock_path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -158,7 +165,7 @@ pub(super) fn remove_dead(store: &Store) -> Result<(), StoreError> {
                 continue;
             }
             let path = base.join(&name);
-            remove(&path, &lock_path)?;
+            remove(Some(&path), &lock_path)?;
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The end of a store.
 
-use super::{Sharing, Store, StoreError, lock, remove_directory};
+use super::{Sharing, Store, StoreError, lock_store, remove_directory};
 use crate::layer::steps;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -26,7 +26,8 @@ pub struct Alone<'a>(
 impl Store {
     /// Waits for who uses the store. What was there before may have changed.
     pub fn lock_alone(&self) -> Result<Alone<'_>, StoreError> {
-        lock(&self.root.join("store.lock"), Sharing::Exclusive).map(|file| Alone(self, file))
+        let path = self.root.join("store.lock");
+        lock_store(&path, Sharing::Exclusive).map(|file| Alone(self, file))
     }
 }
 
