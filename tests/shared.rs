@@ -68,8 +68,9 @@ fn mounts(node: &TestNode) -> Vec<PathBuf> {
     at.filter(|at| at.starts_with(node.path())).collect()
 }
 
+/// Or not there.
 fn is_empty(dir: &Path) -> bool {
-    fs::read_dir(dir).unwrap().next().is_none()
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none()) || !dir.exists()
 }
 
 #[track_caller]
