@@ -477,6 +477,27 @@ fn above_the_high_mark_the_least_recently_used_goes() {
     );
 }
 
+/// And not all that may: he has some room then, and the rest is somebody's cache.
+#[test]
+fn who_does_not_know_how_much_he_needs_gets_the_disk_down_to_the_low_mark() {
+    let small = Small::new(64);
+    let node = small.node();
+    let volumes = open(small.options(0));
+    let mut manifests = Vec::new();
+    for number in 0..10 {
+        let source = large(node, &format!("image{number}"), 5 * MIB);
+        manifests.push(stage(&volumes, &source));
+        age(&volumes, &small, &manifests);
+    }
+    // 50 MiB of 64, down to 44.8.
+    let collect = volumes.collect(Aim::Short, true).unwrap().unwrap();
+    assert_eq!(collect.removed, 2, "{collect:?}");
+    assert_eq!(volumes.images().unwrap().len(), 8);
+    // There already, and still without room.
+    volumes.collect(Aim::Short, true).unwrap();
+    assert_eq!(volumes.images().unwrap().len(), 0);
+}
+
 /// Makes the last of them look used later than those before.
 fn age(volumes: &Volumes, small: &Small, manifests: &[String]) {
     let dir = small.dir.path().join("store/images");

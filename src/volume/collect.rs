@@ -152,17 +152,10 @@ impl Volumes {
         tidied: usize,
     ) -> Result<Collect, VolumeError> {
         let marks = self.collection().marks.clone();
-        let facts = self.look(mounts)?;
-        let mut all = report(&facts, decide(&facts, &marks, aim));
-        for round in 0..ROUNDS {
-            let (facts, decisions) = match round {
-                0 => (facts.clone(), all.decisions.clone()),
-                _ => {
-                    let facts = self.look(mounts)?;
-                    let decisions = decide(&facts, &marks, aim);
-                    (facts, decisions)
-                }
-            };
+        let mut facts = self.look(mounts)?;
+        let mut decisions = decide(&facts, &marks, aim);
+        let mut all = report(&facts, decisions.clone());
+        for _ in 0..ROUNDS {
             let goes = decisions.iter().any(|decision| decision.verdict.goes());
             for decision in decisions.iter().filter(|it| it.verdict.goes()) {
                 if let Some(freed) = self.remove(collecting, mounts, &facts, decision)? {
@@ -173,9 +166,11 @@ impl Volumes {
             // Whether it was enough is measured; and what was made for several images
             // is nobody's once one of them is gone. But who needs room has some now,
             // and below the low mark he would get all in the next round.
-            if !goes || matches!(aim, Aim::Room { .. }) {
+            if !goes || matches!(aim, Aim::Room { .. } | Aim::Short) {
                 break;
             }
+            facts = self.look(mounts)?;
+            decisions = decide(&facts, &marks, aim);
         }
         all.residue = tidied + self.clear_up(collecting, mounts)?;
         let counted = &self.collection;
