@@ -153,7 +153,7 @@ pub enum VolumeError {
     },
     /// The disk or the store is full, and nothing more may be removed.
     #[error(
-        "no space in the store {root}, and nothing more of it may go ({needed} images are in use, {young} were used a moment ago): free space on that filesystem of the node, remove pods that use other images, or change --max-store-size or --gc-min-age",
+        "no space in the store {root}, and enough cannot be made ({needed} of its images are in use, {young} were used a moment ago): free space on that filesystem of the node, remove pods that use other images, or change --max-store-size or --gc-min-age",
         root = root.display()
     )]
     NoRoom {

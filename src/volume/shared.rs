@@ -136,13 +136,7 @@ impl Volumes {
         backend: Backend,
     ) -> Result<PathBuf, VolumeError> {
         if backend == Backend::Aufs {
-            let base = self.xino_dir();
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&base)
-                .map_err(StoreError::io("create", &base))
-                .map_err(VolumeError::Store)?;
+            make_all(&self.xino_dir())?;
         }
         Ok(match shared {
             Some(id) => self.home(id).xino,
@@ -158,13 +152,7 @@ impl Volumes {
         record: &mut VolumeRecord,
         id: &str,
     ) -> Result<(), VolumeError> {
-        let base = self.shared_dir();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&base)
-            .map_err(StoreError::io("create", &base))
-            .map_err(VolumeError::Store)?;
+        make_all(&self.shared_dir())?;
         let home = self.home(id);
         let lock = VolumeLock::take(&home.dir).map_err(VolumeError::Store)?;
         let joined = self.join(&home, dir, record);
@@ -370,26 +358,23 @@ fn names(dir: &Path) -> Result<Vec<OsString>, VolumeError> {
         .collect()
 }
 
+/// Makes a directory, and those above it that are missing.
+fn make_all(dir: &Path) -> Result<(), VolumeError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(StoreError::io("create", dir))
+        .map_err(VolumeError::Store)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::union::{AufsFeatures, OverlayFeatures};
 
     #[test]
     fn a_union_is_shared_by_what_makes_it_and_not_by_where_it_is() {
-        let features = Features {
-            page_size: 4096,
-            aufs: AufsFeatures {
-                dirperm1: true,
-                icexusr: true,
-                branch_limit: 127,
-            },
-            overlay: OverlayFeatures {
-                lowerdir_append: true,
-                index: true,
-                userxattr: false,
-            },
-        };
+        let features = union::tests::features();
         let plan = |name: &str| MountPlan {
             backend: Backend::Aufs,
             branches: vec!["/s/diff/b".into(), "/s/diff/a".into()],

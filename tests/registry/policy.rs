@@ -1,5 +1,6 @@
 //! When the registry is asked, and what a volume keeps.
 
+use super::fake::Volume;
 use super::registry::proxy::{Fault, On, Proxy};
 use super::registry::server::{Auth, PASSWORD, Registry, USER};
 use super::site::{Pushed, Site, layers, push};
@@ -30,6 +31,25 @@ impl Tag {
 
     fn image(&self) -> String {
         format!("{}/{}", self.proxy.address(), self.name)
+    }
+
+    /// A volume that was told what it gets, and whose layers do not come.
+    async fn promises(&self, pushed: &Pushed, site: &Site) -> Volume {
+        for layer in &pushed.image.layers {
+            self.proxy.on(On::blob(&layer.digest), Fault::status(503));
+        }
+        let mut volume = site
+            .kubelet
+            .volume(&self.image())
+            .with("pullPolicy", "Always");
+        while self.proxy.requests("GET", &pushed.image.layers[0].digest) == 0 {
+            let short = Duration::from_millis(500);
+            site.kubelet
+                .set_up_within(&mut volume, short)
+                .await
+                .unwrap_err();
+        }
+        volume
     }
 }
 
@@ -123,21 +143,7 @@ async fn a_volume_keeps_the_digest_that_it_was_first_given() {
         let tag = Tag::new("policy/moving:1");
         let mut site = Site::start().await;
         let first = tag.leads_to(731);
-        for layer in &first.image.layers {
-            tag.proxy.on(On::blob(&layer.digest), Fault::status(503));
-        }
-        let mut volume = site
-            .kubelet
-            .volume(&tag.image())
-            .with("pullPolicy", "Always");
-        // Its layers do not come, but it was told what they are.
-        while tag.proxy.requests("GET", &first.image.layers[0].digest) == 0 {
-            let short = Duration::from_millis(500);
-            site.kubelet
-                .set_up_within(&mut volume, short)
-                .await
-                .unwrap_err();
-        }
+        let mut volume = tag.promises(&first, &site).await;
         let second = tag.leads_to(732);
         if is_restarted {
             site.driver.kill();
@@ -163,20 +169,7 @@ async fn a_promise_ends_when_the_registry_has_nothing_to_keep_it_with() {
     let tag = Tag::new("policy/pruned:1");
     let mut site = Site::start().await;
     let first = tag.leads_to(733);
-    for layer in &first.image.layers {
-        tag.proxy.on(On::blob(&layer.digest), Fault::status(503));
-    }
-    let mut volume = site
-        .kubelet
-        .volume(&tag.image())
-        .with("pullPolicy", "Always");
-    while tag.proxy.requests("GET", &first.image.layers[0].digest) == 0 {
-        let short = Duration::from_millis(500);
-        site.kubelet
-            .set_up_within(&mut volume, short)
-            .await
-            .unwrap_err();
-    }
+    let mut volume = tag.promises(&first, &site).await;
     let second = tag.leads_to(734);
     // The pull that runs has the manifest.
     site.driver.kill();
@@ -196,20 +189,7 @@ async fn what_was_promised_to_one_volume_is_not_what_the_tag_means_to_others() {
     let mut tag = Tag::new("policy/moved:1");
     let site = Site::start().await;
     let first = tag.leads_to(736);
-    for layer in &first.image.layers {
-        tag.proxy.on(On::blob(&layer.digest), Fault::status(503));
-    }
-    let mut promised = site
-        .kubelet
-        .volume(&tag.image())
-        .with("pullPolicy", "Always");
-    while tag.proxy.requests("GET", &first.image.layers[0].digest) == 0 {
-        let short = Duration::from_millis(500);
-        site.kubelet
-            .set_up_within(&mut promised, short)
-            .await
-            .unwrap_err();
-    }
+    let mut promised = tag.promises(&first, &site).await;
     let second = tag.leads_to(737);
     tag.proxy.heal();
     let mut moved = site
